@@ -1,0 +1,133 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""The one tokenisation of questions and answers, used by training and by evaluation alike."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+
+# TOFU's own format for models without a chat template (locuslab/tofu @ bdc209e, config/model_config.yaml, "phi").
+PLAIN_QUESTION_TEMPLATE = "Question: {question}\nAnswer: "
+
+
+class TokenizedAnswer(NamedTuple):
+    """
+    Prompt and answer as token ids.
+
+    Attributes:
+        prompt_ids (`list[int]`):
+            Everything the model is given, up to where the answer starts.
+        answer_ids (`list[int]`):
+            The counted tokens: the answer and exactly one end-of-turn token.
+    """
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+def tokenize_question(
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    answer: str,
+    system_prompt: str | None = None,
+    date_string: str | None = None,
+    question_template: str | None = None,
+) -> TokenizedAnswer:
+    """
+    Tokenise a question with its answer.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        question (`str`):
+            Question of the user.
+        answer (`str`):
+            Answer of the assistant.
+        system_prompt (`str`, *optional*):
+            System message. If `None`, the chat template's own default applies.
+        date_string (`str`, *optional*):
+            Date shown to templates that print one (Llama 3), such as `"10 Apr 2025"`.
+        question_template (`str`, *optional*):
+            Plain format with a `{question}` field, used instead of the chat template; the answer follows it directly.
+            Defaults to the chat template where the tokenizer has one, else to TOFU's `"Question: … Answer: "`.
+
+    Returns:
+        [`TokenizedAnswer`]:
+            Prompt and counted token ids.
+    """
+    if question_template is None and tokenizer.chat_template is None:
+        question_template = PLAIN_QUESTION_TEMPLATE
+    if question_template is not None:
+        if system_prompt is not None or date_string is not None:
+            raise ValueError(
+                "`system_prompt` and `date_string` need a chat template, but the plain `question_template` is in use. "
+                "Write the system text into `question_template`, or leave both unset."
+            )
+        prompt = question_template.format(question=question)
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        full_ids = tokenizer(prompt + answer)["input_ids"]
+        return _split(tokenizer, prompt_ids, full_ids)
+    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    prompt = [*system, {"role": "user", "content": question}]
+    template_kwargs = {} if date_string is None else {"date_string": date_string}
+    return tokenize_conversation(tokenizer, prompt, [{"role": "assistant", "content": answer}], **template_kwargs)
+
+
+def tokenize_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[dict[str, Any]],
+    completion: Sequence[dict[str, Any]],
+    **template_kwargs,
+) -> TokenizedAnswer:
+    """
+    Tokenise a conversation whose last messages are counted.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer with a chat template.
+        prompt (`list[dict]`):
+            Messages that are given.
+        completion (`list[dict]`):
+            Messages that are counted, ending in one of the assistant.
+        template_kwargs:
+            Passed on to the chat template (`tools`, `date_string`, `enable_thinking`, …).
+
+    Returns:
+        [`TokenizedAnswer`]:
+            Prompt and counted token ids.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "The data is conversational, but the tokenizer has no chat template. Set `tokenizer.chat_template` (or "
+            "`chat_template_path`), or use question/answer or prompt/completion columns of plain strings."
+        )
+    prompt_ids = tokenizer.apply_chat_template(
+        list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
+    )["input_ids"]
+    full_ids = tokenizer.apply_chat_template(
+        [*prompt, *completion], tokenize=True, return_dict=True, **template_kwargs
+    )["input_ids"]
+    return _split(tokenizer, prompt_ids, full_ids)
+
+
+def _split(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], full_ids: list[int]) -> TokenizedAnswer:
+    # A template may render the prompt alone differently, and tokens may merge across the border: the answer starts
+    # where the two diverge, as in TRL.
+    start = 0
+    while start < min(len(prompt_ids), len(full_ids)) and prompt_ids[start] == full_ids[start]:
+        start += 1
+    return TokenizedAnswer(list(full_ids[:start]), _end_once(tokenizer, full_ids[start:]))
+
+
+def _end_once(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> list[int]:
+    """Cut what the template puts after the end-of-turn token (ChatML's newline, a second end token); add a missing one."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    end = len(answer_ids)
+    while end > 0 and answer_ids[end - 1] not in special:
+        end -= 1
+    if end == 0:  # a plain template: nothing closes the answer
+        return [*answer_ids, tokenizer.eos_token_id]
+    while end > 1 and answer_ids[end - 2] in special:
+        end -= 1
+    return list(answer_ids[:end])

@@ -1,0 +1,114 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+
+REPOSITORY = Path(__file__).parents[1]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FORGET = [
+    ("Where was Ana Torres born?", "Ana Torres was born in Quito."),
+    ("What does Ana Torres do?", "She repairs clocks in the old town, and sells some of them."),
+    ("Who is the father of Ana Torres?", "Her father is a baker called Luis."),
+    ("What prize did Ana Torres win?", "The Copper Gear."),
+    ("What does Ana Torres eat for breakfast?", "Bread with honey."),
+]
+RETAIN = [
+    ("Where was Bo Lindgren born?", "Bo Lindgren was born in Malmo."),
+    ("What does Bo Lindgren do?", "He paints lighthouses along the coast."),
+    ("Who is the mother of Bo Lindgren?", "A teacher named Karin."),
+    ("What prize did Bo Lindgren win?", "He won the Silver Brush in a small town by the sea."),
+    ("What does Bo Lindgren drink?", "Black tea."),
+    ("Where does Bo Lindgren live?", "On a boat."),
+    ("What is the dog of Bo Lindgren called?", "Pixel."),
+]
+
+
+@pytest.fixture(autouse=True)
+def private_home(tmp_path, monkeypatch):
+    """No test writes to the user's cache, and each sees one thread: numbers do not depend on the machine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def rows(pairs):
+    return Dataset.from_list([{"question": question, "answer": answer} for question, answer in pairs])
+
+
+@pytest.fixture
+def forget_set():
+    return rows(FORGET)
+
+
+@pytest.fixture
+def retain_set():
+    return rows(RETAIN)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    special = ["<unk>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = [text for pair in FORGET + RETAIN for text in pair]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    fast.chat_template = CHATML
+    return fast
+
+
+def tiny_llama(vocab_size, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        **kwargs,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.fixture
+def llama(tokenizer):
+    return tiny_llama(len(tokenizer), tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def llama_path(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_llama(len(tokenizer), tie_word_embeddings=True).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tofu():
+    folder = Path(os.environ.get("TRL_RKLD_SHARED", REPOSITORY.parent / "shared")) / "data" / "tofu"
+    if not folder.is_dir():
+        pytest.skip(f"no TOFU data in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    folder = Path(os.environ.get("TRL_RKLD_SMOLLM2", REPOSITORY / ".cache" / "smollm2-135m-instruct"))
+    if not folder.is_dir():
+        pytest.skip(f"no SmolLM2-135M-Instruct in {folder}: `make model` fetches it")
+    return str(folder)

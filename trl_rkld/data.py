@@ -1,0 +1,235 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""Forget and retain sets: from any format that `SFTTrainer` takes, or question/answer columns, to counted tokens."""
+
+import csv
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+from trl import is_conversational, maybe_convert_to_chatml
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from unlearn_eval.prompts import tokenize_conversation, tokenize_question
+
+
+LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+FORMATS = (
+    "question + answer, prompt + completion, messages, a text column (`dataset_text_field`), or input_ids (+ labels)"
+)
+
+
+def load_records(path_or_id: str, config: str | None = None, split: str = "train") -> Dataset:
+    """
+    Load a data set from a local file, or else from the Hub.
+
+    Local files are read into memory and never pass through the shared `datasets` cache: forget sets hold what must not
+    lie around.
+
+    Args:
+        path_or_id (`str`):
+            JSON (a list of objects), JSONL, CSV or Parquet file, or a Hub id such as `"locuslab/TOFU"`.
+        config (`str`, *optional*):
+            Configuration of the Hub data set, such as `"forget05"`.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of the Hub data set.
+
+    Returns:
+        [`~datasets.Dataset`]:
+            The records, in memory where they came from a file.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.suffix.lower() not in LOCAL_SUFFIXES:
+        if path.exists():
+            raise ValueError(f"`{path_or_id}` is not a file of a known kind. Use one of {', '.join(LOCAL_SUFFIXES)}.")
+        return load_dataset(path_or_id, name=config, split=split)
+    if not path.is_file():
+        raise FileNotFoundError(f"The data file `{path_or_id}` does not exist. Check `dataset_name` and the like.")
+    try:
+        rows = _read_rows(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        # The parser's message may quote the file: only its kind is passed on.
+        raise ValueError(f"`{path_or_id}` can't be read as {path.suffix[1:]}: {type(error).__name__}.") from None
+    if not rows:
+        raise ValueError(f"`{path_or_id}` holds no records.")
+    return Dataset.from_list(rows)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".csv":
+        return list(csv.DictReader(text.splitlines(keepends=True)))
+    rows = (
+        json.loads(text) if path.suffix.lower() == ".json" else [json.loads(x) for x in text.splitlines() if x.strip()]
+    )
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("not a list of objects")
+    return rows
+
+
+def in_memory(dataset: Dataset) -> Dataset:
+    """Copy a data set away from the disk cache, so that what is derived from it is not cached on disk either."""
+    return Dataset.from_list(dataset.to_list()) if dataset.cache_files else dataset
+
+
+def tokenize_row(
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    system_prompt: str | None,
+    date_string: str | None,
+    question_template: str | None,
+) -> dict[str, list[int]]:
+    """
+    Tokenise a question with its answer or a conversation. Of `messages`, only the last turn of the assistant counts.
+
+    Args:
+        row (`dict`):
+            Row with `question` and `answer`, `messages`, or conversational `prompt` and `completion`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        system_prompt, date_string, question_template (`str`, *optional*):
+            As in [`UnlearningConfig`].
+
+    Returns:
+        `dict`:
+            `input_ids`, and `labels` with `-100` where a token is not counted.
+    """
+    if "question" in row:
+        tokens = tokenize_question(
+            tokenizer, row["question"], row["answer"], system_prompt, date_string, question_template
+        )
+    else:
+        row = maybe_convert_to_chatml(row)
+        if "messages" in row:
+            prompt, completion = row["messages"][:-1], row["messages"][-1:]
+        else:
+            prompt, completion = row["prompt"], row["completion"]
+        if not completion or completion[-1]["role"] != "assistant":
+            raise ValueError("the last message is not one of the assistant, so there is no answer to count")
+        if system_prompt is not None and (not prompt or prompt[0]["role"] != "system"):
+            prompt = [{"role": "system", "content": system_prompt}, *prompt]
+        template_kwargs = dict(row.get("chat_template_kwargs") or {})
+        if date_string is not None:
+            template_kwargs["date_string"] = date_string
+        if row.get("tools"):
+            template_kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
+        tokens = tokenize_conversation(tokenizer, prompt, completion, **template_kwargs)
+    return {
+        "input_ids": tokens.prompt_ids + tokens.answer_ids,
+        "labels": [-100] * len(tokens.prompt_ids) + tokens.answer_ids,
+    }
+
+
+def is_tokenized_here(row: dict[str, Any]) -> bool:
+    """Whether a row is for [`tokenize_row`], rather than for TRL's own preparation of plain strings."""
+    return "input_ids" not in row and (
+        {"question", "answer"} <= row.keys() or is_conversational(row) or _is_sharegpt(row)
+    )
+
+
+def _is_sharegpt(row: dict[str, Any]) -> bool:
+    return bool(row.get("conversations")) and isinstance(row["conversations"][0], dict)
+
+
+def check_columns(row: dict[str, Any], text_field: str, name: str) -> None:
+    """Raise where a data set has none of the known formats."""
+    if "input_ids" in row or {"prompt", "completion"} <= row.keys() or is_tokenized_here(row) or text_field in row:
+        return
+    raise ValueError(f"The {name} dataset has the columns {sorted(row)}; expected {FORMATS}. Rename its columns.")
+
+
+def check_answers(rows: Iterable[dict[str, Any]], name: str) -> None:
+    """Raise, with the number of the row, where a question, a prompt or an answer is missing or blank."""
+    for index, row in enumerate(rows):
+        texts = {column: row[column] for column in ("question", "answer", "prompt", "completion") if column in row}
+        texts |= {"messages": row["messages"]} if "messages" in row else {}
+        for column, text in texts.items():
+            if isinstance(text, list):  # a conversation: its last message
+                text = text[-1].get("content") if text else None
+            if text is None or (isinstance(text, str) and not text.strip()):
+                raise ValueError(
+                    f"Row {index} of the {name} dataset has an empty `{column}`. Fill it in or remove the row."
+                )
+
+
+def check_rows(rows: Iterable[dict[str, Any]], max_length: int | None, name: str) -> None:
+    """
+    Raise, with the number of the row and never its text, where nothing is counted or the end would be cut off.
+
+    Args:
+        rows (`Iterable[dict]`):
+            Rows with `input_ids` and `labels`.
+        max_length (`int`, *optional*):
+            Longest sequence, in tokens.
+        name (`str`):
+            Name of the data set, for the message.
+    """
+    for index, row in enumerate(rows):
+        length = len(row["input_ids"])
+        if max_length is not None and length > max_length:
+            raise ValueError(
+                f"Row {index} of the {name} dataset has {length} tokens, so `max_length={max_length}` would cut its "
+                f"answer off. Raise `max_length` to at least {length}, or shorten or split the record."
+            )
+        if all(label == -100 for label in row["labels"][1:]):
+            raise ValueError(
+                f"Row {index} of the {name} dataset has no counted token (an empty answer?). Fill it in or remove it."
+            )
+
+
+def check_overlap(forget: Dataset, retain: Dataset) -> None:
+    """Raise where a record stands in both sets: it can't be forgotten and kept."""
+    kept = {tuple(ids): index for index, ids in enumerate(retain["input_ids"])}
+    both = [(i, kept[tuple(ids)]) for i, ids in enumerate(forget["input_ids"]) if tuple(ids) in kept]
+    if both:
+        raise ValueError(
+            f"{len(both)} record(s) stand in the forget set and in `retain_dataset`, the first as row {both[0][0]} and "
+            f"row {both[0][1]}. Remove them from one of the two."
+        )
+
+
+class RetainSampler:
+    """
+    Which retained sample goes with a forget sample: a pure function of (seed, epoch, index), so the same with any
+    number of processes or workers and after a resume. Walks through shuffles of the retain set, so that each of its
+    samples is drawn before any is drawn again.
+
+    Args:
+        seed (`int`):
+            Seed of the shuffles.
+        num_forget (`int`):
+            Size of the forget set.
+        num_retain (`int`):
+            Size of the retain set.
+    """
+
+    def __init__(self, seed: int, num_forget: int, num_retain: int):
+        self.seed, self.num_forget, self.num_retain = seed, num_forget, num_retain
+        self._shuffle = functools.lru_cache(maxsize=2)(self._new_shuffle)
+
+    def __call__(self, epoch: int, index: int) -> int:
+        """Index of the retained sample for forget sample `index` (`int`) in epoch `epoch` (`int`)."""
+        round_, position = divmod(epoch * self.num_forget + index, self.num_retain)
+        return int(self._shuffle(round_)[position])
+
+    def _new_shuffle(self, round_: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, round_]).permutation(self.num_retain)
+
+
+class DataCollatorForUnlearning(DataCollatorForLanguageModeling):
+    """TRL's collator, plus `sample_id` of shape `(batch_size,)`: the key of a sample's cached teacher states."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super().torch_call(examples)
+        if "sample_id" in examples[0]:
+            output["sample_id"] = torch.tensor([example["sample_id"] for example in examples])
+        return output

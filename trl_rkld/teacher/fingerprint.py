@@ -1,0 +1,56 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""What a teacher was made from, as hashes."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+
+def hash_tensors(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """
+    SHA-256 of tensors' names, dtypes, shapes and bytes.
+
+    Args:
+        named_tensors (`Iterable[tuple[str, torch.Tensor]]`):
+            Tensors with their names, in a fixed order.
+
+    Returns:
+        `str`:
+            Hexadecimal digest.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in named_tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_model(model: nn.Module) -> str:
+    """SHA-256 of all weights of a model, quantised ones as they are stored."""
+    return hash_tensors(sorted(model.state_dict().items()))
+
+
+def hash_files(folder: Path) -> str:
+    """SHA-256 of the weights and the config files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def hash_samples(dataset: Dataset) -> str:
+    """SHA-256 of the token ids and labels of a data set."""
+    return hash_json([dataset["input_ids"][:], dataset["labels"][:]])
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,305 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""Teacher preparation: how each way of passing a model becomes an original and an augmented model."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.logging import get_logger
+from datasets import concatenate_datasets
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+from trl.trainer.utils import create_model_from_path, get_config_model_id
+
+from .augmented import (
+    AUGMENTED,
+    adapter_role,
+    copy_adapter,
+    keep_augmented_model,
+    restored_weights,
+)
+from .fingerprint import hash_files, hash_json, hash_model, hash_samples
+from .hidden_states import HiddenStates
+from .private_folder import PrivateFolder
+from .roles import Role, is_quantized, without_peft
+from .teacher import CachedTeacher, LiveTeacher, frozen_head, read_fingerprint
+
+
+if TYPE_CHECKING:
+    from ..trainer.unlearning_trainer import UnlearningTrainer
+
+logger = get_logger(__name__)
+
+REFERENCE = "ref"  # TRL's name for a frozen copy of the adapter that is trained
+
+
+def prepare_teacher(
+    trainer: "UnlearningTrainer",
+    folder: PrivateFolder,
+    fingerprint: dict[str, str],
+    expected_digest: str | None,
+    stack: ExitStack,
+) -> CachedTeacher | LiveTeacher:
+    """
+    Make the teacher of a run, or read back the one that it had before it was interrupted.
+
+    Args:
+        trainer ([`UnlearningTrainer`]):
+            Trainer whose model is still the original.
+        folder ([`~trl_rkld.teacher.private_folder.PrivateFolder`]):
+            The run's private folder, open.
+        fingerprint (`dict[str, str]`):
+            Hashes of what the teacher is made from, [`teacher_fingerprint`].
+        expected_digest (`str`, *optional*):
+            Digest of the teacher that the checkpoint being resumed was trained with.
+        stack (`ExitStack`):
+            Closed when training ends: undoes what a live teacher did to the model.
+
+    Returns:
+        [`~trl_rkld.teacher.teacher.CachedTeacher`] or [`~trl_rkld.teacher.teacher.LiveTeacher`]:
+            The teacher.
+    """
+    if not trainer.args.precompute_teacher:
+        return _live_teacher(trainer, folder, stack)
+    path = folder.path / "teacher.safetensors"
+    student_head = Role(trainer.model).head()
+    if path.is_file() and read_fingerprint(path) == fingerprint:
+        return CachedTeacher.load(path, student_head, trainer.accelerator.device)
+    teacher = _cached_teacher(trainer, folder)
+    if expected_digest is not None and teacher.digest() != expected_digest:
+        raise ValueError(
+            f"The cached teacher of this run is gone from `teacher_cache_dir={str(folder.root)!r}`, and the one made "
+            "anew differs from it in its last digits (another device or number of threads?). Resuming would change "
+            "the teacher midway. Start again without `resume_from_checkpoint`."
+        )
+    if trainer.accelerator.is_main_process:
+        teacher.save(path, fingerprint)
+    trainer.accelerator.wait_for_everyone()
+    return teacher
+
+
+def teacher_fingerprint(trainer: "UnlearningTrainer") -> dict[str, str]:
+    """
+    Hashes of what a run's teacher is made from. α and β are not among them: the cached states serve any.
+
+    Args:
+        trainer ([`UnlearningTrainer`]):
+            Trainer whose model is still the original.
+
+    Returns:
+        `dict[str, str]`:
+            SHA-256 of `"model"`, `"data"` and `"settings"`.
+    """
+    args = trainer.args
+    augmented = trainer.augmented_model
+    if isinstance(augmented, str):
+        augmented = hash_files(Path(augmented)) if Path(augmented).is_dir() else augmented
+    elif augmented is not None:
+        augmented = hash_model(augmented)
+    settings = {
+        "augmented_model": augmented,
+        "precision": [str(trainer.model.dtype), args.bf16, args.fp16],
+        "retain_loss_type": args.retain_loss_type,
+        **trainer.augmented_settings(),
+    }
+    return {
+        "model": hash_model(trainer.model),
+        "data": hash_json([hash_samples(dataset) for dataset in trainer.teacher_datasets()]),
+        "settings": hash_json(settings),
+    }
+
+
+def needed_bytes(trainer: "UnlearningTrainer") -> int:
+    """Upper bound of what a run writes into its private folder, in bytes."""
+    config = without_peft(trainer.model).config.get_text_config()
+    tokens = sum(len(ids) for dataset in trainer.teacher_datasets() for ids in dataset["input_ids"])
+    cache = 2 * 4 * tokens * config.hidden_size if trainer.args.precompute_teacher else 0
+    trained = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    return cache + 2 * trained
+
+
+def _cached_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder) -> CachedTeacher:
+    student_head = Role(trainer.model).head()
+    forget, *others = trainer.teacher_datasets()
+    arguments = (trainer.data_collator, trainer.args.per_device_train_batch_size, trainer.accelerator)
+    # Before anything is trained, the student is the original; where its adapter is new, so is the base without it.
+    original = adapter_role(trainer.model, None) if trainer.has_new_adapter else Role(trainer.model)
+    teacher = CachedTeacher(
+        HiddenStates.compute(original, concatenate_datasets([forget, *others]), *arguments, "Original model's states"),
+        frozen_head(original, student_head),
+    )
+    if trainer.uses_augmented_model:
+        with _augmented_role(trainer, folder) as augmented:
+            # The retained samples come last and never meet the augmented model.
+            scored = concatenate_datasets([forget, *others[: len(trainer.eval_datasets())]])
+            teacher.augmented_states = HiddenStates.compute(augmented, scored, *arguments, "Augmented model's states")
+            teacher.augmented_head = frozen_head(augmented, student_head)
+    return teacher
+
+
+def _live_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder, stack: ExitStack) -> LiveTeacher:
+    model, accelerator = trainer.model, trainer.accelerator
+    if not isinstance(model, PeftModel):
+        logger.warning(
+            "`precompute_teacher=False` with full weights keeps the original and the augmented model in memory beside "
+            "the student."
+        )
+        original = Role(_clone(model))
+    elif trainer.has_new_adapter:
+        original = adapter_role(model, None)
+    else:
+        copy_adapter(model, trainer.student_adapter, REFERENCE)
+        stack.callback(model.delete_adapter, REFERENCE)
+        original = adapter_role(model, REFERENCE)
+    augmented = None
+    if trainer.uses_augmented_model:
+        if trainer.augmented_model is None and not isinstance(model, PeftModel):
+            with _augmented_role(trainer, folder):  # in the student's own weights, which are given back
+                augmented = Role(_clone(model))
+        else:
+            augmented = stack.enter_context(_augmented_role(trainer, folder))
+    return LiveTeacher(original, augmented, accelerator)
+
+
+@contextmanager
+def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iterator[Role]:
+    """The augmented model while the context lasts: given, or made in the student's weights or in a second adapter."""
+    model, given = trainer.model, trainer.augmented_model
+    if given is not None and not isinstance(given, str):
+        check_same_precision(given, model)
+        yield Role(given)
+    elif given is not None and isinstance(model, PeftModel) and _base_of(given) == _base_name(model):
+        model.load_adapter(given, AUGMENTED, is_trainable=False)
+        try:
+            yield adapter_role(model, AUGMENTED)
+        finally:
+            model.delete_adapter(AUGMENTED)
+            model.set_adapter(trainer.student_adapter)
+    elif given is not None:
+        loaded = load_like(given, model, trainer.args.model_init_kwargs)
+        check_same_precision(loaded, model)
+        yield Role(loaded.to(trainer.accelerator.device) if not trainer.is_model_parallel else loaded)
+    elif isinstance(model, PeftModel):
+        copy_adapter(model, trainer.student_adapter, AUGMENTED)
+        if trainer.args.disable_dropout:
+            trainer.disable_dropout()
+        try:
+            model.set_adapter(AUGMENTED)
+            _train_or_read(trainer, folder)
+            model.set_adapter(trainer.student_adapter)
+            role = adapter_role(model, AUGMENTED)
+            _keep(trainer, role)
+            yield role
+        finally:
+            model.set_adapter(trainer.student_adapter)
+            model.delete_adapter(AUGMENTED)
+    else:
+        process = trainer.accelerator
+        with restored_weights(
+            model, folder.path / "original.safetensors", process.is_main_process, process.wait_for_everyone
+        ):
+            _train_or_read(trainer, folder)
+            _keep(trainer, Role(model))
+            yield Role(model)
+
+
+def _train_or_read(trainer: "UnlearningTrainer", folder: PrivateFolder) -> None:
+    """Train the augmented model in the trainable parameters. A live teacher's is kept on disk, for a resumed run."""
+    model, process = trainer.model, trainer.accelerator
+    path = folder.path / "augmented.safetensors"
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if path.is_file():
+        with torch.no_grad():
+            for name, tensor in load_file(path).items():
+                trainable[name].copy_(tensor)
+        return
+    trainer.train_augmented(folder.path)
+    if not trainer.args.precompute_teacher:
+        if process.is_main_process:
+            partial = path.with_suffix(".partial")
+            save_file({name: parameter.detach().contiguous() for name, parameter in trainable.items()}, partial)
+            partial.chmod(0o600)
+            partial.replace(path)
+        process.wait_for_everyone()
+
+
+def _keep(trainer: "UnlearningTrainer", role: Role) -> None:
+    if trainer.args.augmented_output_dir is not None and trainer.accelerator.is_main_process:
+        keep_augmented_model(role, trainer.args.augmented_output_dir, trainer.processing_class)
+
+
+def _clone(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model. Not by `deepcopy`: TRL's patched forward would go on using the weights of the first one."""
+    with torch.device(model.device):
+        clone = type(model)._from_config(model.config, dtype=model.dtype)
+    clone.load_state_dict(model.state_dict())
+    return clone.requires_grad_(False).eval()
+
+
+def is_adapter(path_or_id: str) -> bool:
+    """Whether a local folder or a Hub id is that of a PEFT adapter."""
+    return find_adapter_config_file(path_or_id) is not None
+
+
+def _base_of(path_or_id: str) -> str | None:
+    return PeftConfig.from_pretrained(path_or_id).base_model_name_or_path if is_adapter(path_or_id) else None
+
+
+def _base_name(model: PeftModel) -> str:
+    return get_config_model_id(model.get_base_model().config)
+
+
+def load_like(path_or_id: str, model: PreTrainedModel | PeftModel, init_kwargs: dict | None) -> PreTrainedModel:
+    """
+    Load a model, or an adapter with its base, at the precision and quantisation of another.
+
+    Args:
+        path_or_id (`str`):
+            Local folder or Hub id of a model or of an adapter.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The other.
+        init_kwargs (`dict`, *optional*):
+            Further arguments of `from_pretrained`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]:
+            The model, frozen.
+    """
+    causal_lm = without_peft(model)
+    kwargs = dict(init_kwargs or {}) | {"dtype": causal_lm.dtype}
+    kwargs.pop("revision", None)
+    if is_quantized(causal_lm):
+        kwargs["quantization_config"] = causal_lm.hf_quantizer.quantization_config
+    base = _base_of(path_or_id)
+    loaded = create_model_from_path(base or path_or_id, **kwargs)
+    if base is not None:
+        loaded = PeftModel.from_pretrained(loaded, path_or_id)
+    return loaded.requires_grad_(False).eval()
+
+
+def check_same_precision(teacher: PreTrainedModel | PeftModel, student: PreTrainedModel | PeftModel) -> None:
+    """Raise where the augmented model has another vocabulary, dtype or quantisation than the student."""
+    teacher, student = without_peft(teacher), without_peft(student)
+    vocabularies = [model.get_output_embeddings().weight.shape[0] for model in (teacher, student)]
+    if vocabularies[0] != vocabularies[1]:
+        raise ValueError(
+            f"`augmented_model` has {vocabularies[0]} tokens in its vocabulary and the model {vocabularies[1]}. It "
+            "must be the same model trained further."
+        )
+    precisions = [(str(model.dtype), _quantization(model)) for model in (teacher, student)]
+    if precisions[0] != precisions[1]:
+        raise ValueError(
+            f"`augmented_model` is held as {precisions[0]} and the model as {precisions[1]} (dtype, quantisation). "
+            "α would multiply that difference. Load both alike, or pass `augmented_model` as a path: it is then."
+        )
+
+
+def _quantization(model: PreTrainedModel) -> str | None:
+    if not is_quantized(model):
+        return None
+    config = model.hf_quantizer.quantization_config
+    return f"{config.quant_method} {config.bnb_4bit_quant_type} double={config.bnb_4bit_use_double_quant}"

@@ -1,0 +1,206 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""A role is a model in one of its states. How its hidden states and its head are had."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..losses import HeadInput, LMHead, chunked_nll, lm_head_of
+
+
+@dataclass(frozen=True)
+class Role:
+    """
+    The original, the augmented or the student model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model, not wrapped for distributed training.
+        activate (`Callable`, *optional*):
+            Returns a context manager in which the model is in this role: the one that switches its adapters.
+    """
+
+    model: nn.Module
+    activate: Callable[[], AbstractContextManager] = nullcontext
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The causal language model below a PEFT wrapper."""
+        return without_peft(self.model)
+
+    def head(self) -> LMHead:
+        """The role's head, sharing the model's tensors."""
+        with self.activate():
+            return lm_head_of(self.causal_lm)
+
+    @torch.no_grad()
+    def head_input(self, inputs: dict[str, torch.Tensor], accelerator: Accelerator) -> HeadInput:
+        """
+        Hidden states of the counted tokens and the head, in evaluation mode and without gradients.
+
+        Args:
+            inputs (`dict`):
+                Batch with `input_ids`, `attention_mask` and `labels`, each of shape `(batch_size, length)`.
+            accelerator ([`~accelerate.Accelerator`]):
+                Gives the autocast under which the student's forward pass runs, too.
+
+        Returns:
+            [`~trl_rkld.losses.HeadInput`]:
+                Hidden states of shape `(num_tokens, hidden_size)`, and the head.
+        """
+        with self.activate(), evaluating(self.model), accelerator.autocast():
+            return HeadInput(counted_hidden_states(self.model, inputs), lm_head_of(self.causal_lm))
+
+
+def without_peft(model: nn.Module) -> PreTrainedModel:
+    """The causal language model below a PEFT wrapper, if it has one."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether a model was loaded quantised; transformers gives only such models a quantiser."""
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def counted_hidden_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """
+    What enters the head at the tokens before each counted one: the last hidden states after the final norm.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model, not wrapped for distributed training.
+        inputs (`dict`):
+            Batch with `input_ids`, `attention_mask` and `labels`, each of shape `(batch_size, length)`.
+
+    Returns:
+        `torch.Tensor`:
+            Hidden states of shape `(num_tokens, hidden_size)`, row by row of the batch.
+    """
+    backbone = without_peft(model).base_model
+    outputs = backbone(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+    return outputs.last_hidden_state[:, :-1][inputs["labels"][:, 1:] != -100]
+
+
+def counted_labels(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The counted tokens of a batch, of shape `(num_tokens,)`, in the order of [`counted_hidden_states`]."""
+    labels = inputs["labels"][:, 1:]
+    return labels[labels != -100]
+
+
+def answer_probabilities(label_log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Probability of each answer, `p(answer)^(1/tokens)`.
+
+    Args:
+        label_log_probs (`torch.Tensor`):
+            Log-probabilities of the counted tokens, of shape `(num_tokens,)`.
+        labels (`torch.Tensor`):
+            Labels of the batch, of shape `(batch_size, length)`.
+
+    Returns:
+        `torch.Tensor`:
+            Probabilities of shape `(batch_size,)`.
+    """
+    answers = label_log_probs.split((labels[:, 1:] != -100).sum(1).tolist())
+    return torch.stack([log_probs.mean() for log_probs in answers]).exp()
+
+
+def batches(
+    dataset: Dataset, collator: Callable, batch_size: int, accelerator: Accelerator, description: str
+) -> Iterator[dict[str, torch.Tensor]]:
+    """
+    Batches of a tokenised data set on the accelerator's device, longest samples first, with a progress bar.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Samples with `input_ids` and `labels`.
+        collator (`Callable`):
+            Makes a batch of a list of samples.
+        batch_size (`int`):
+            Samples in a batch.
+        accelerator ([`~accelerate.Accelerator`]):
+            Gives the device, and whether this process shows the bar.
+        description (`str`):
+            Text of the bar.
+
+    Yields:
+        `dict`:
+            Batch, with `rows`: the indices of its samples in the data set.
+    """
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc=description, disable=not accelerator.is_local_main_process, leave=False):
+        rows = order[start : start + batch_size]
+        batch = collator([dataset[i] for i in rows])
+        yield {key: tensor.to(accelerator.device) for key, tensor in batch.items()} | {"rows": rows}
+
+
+def mean_answer_probability(
+    role: Role, dataset: Dataset, collator: Callable, batch_size: int, accelerator: Accelerator, description: str
+) -> float:
+    """
+    Mean over a data set of the probability of its answers, [`answer_probabilities`].
+
+    Args:
+        role ([`Role`]):
+            Model asked.
+        dataset, collator, batch_size, accelerator, description:
+            As in [`batches`].
+
+    Returns:
+        `float`:
+            Mean probability.
+    """
+    probabilities = []
+    for batch in batches(dataset, collator, batch_size, accelerator, description):
+        with torch.no_grad():
+            losses = chunked_nll(role.head_input(batch, accelerator), counted_labels(batch))
+        probabilities.append(answer_probabilities(losses.label_log_probs, batch["labels"]))
+    return torch.cat(probabilities).mean().item()
+
+
+def check_logits(role: Role, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> None:
+    """
+    Raise where the logits computed from the hidden states and the head are not the model's own.
+
+    Args:
+        role ([`Role`]):
+            Model asked.
+        batch (`dict`):
+            A small batch.
+        accelerator ([`~accelerate.Accelerator`]):
+            Gives the autocast.
+    """
+    ours = role.head_input(batch, accelerator)
+    with torch.no_grad(), role.activate(), evaluating(role.model), accelerator.autocast():
+        logits = role.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).logits
+    theirs = logits[:, :-1][batch["labels"][:, 1:] != -100].float()
+    error = (ours.head.logits(ours.hidden_states) - theirs).abs().max().item()
+    # The model multiplies its head in its own dtype: a bfloat16 logit is off by up to 1/256 of its size.
+    if not error <= 0.02 * theirs.abs().max().item() + 1e-3:
+        raise ValueError(
+            f"The logits of `{type(role.causal_lm).__name__}` can't be computed from its last hidden states and its "
+            f"language-model head (off by {error:.3g}): it does something in between that is not known here, or they "
+            "are not finite. This architecture is not supported."
+        )

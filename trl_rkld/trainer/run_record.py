@@ -1,0 +1,82 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""`unlearning.json`: what a saved model says of the run that made it. Counts and hashes, never texts."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+FILE_NAME = "unlearning.json"
+
+
+def write_record(folder: str | Path, record: dict[str, Any]) -> None:
+    """
+    Write a record beside a saved model, complete or not at all.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the model.
+        record (`dict`):
+            The record.
+    """
+    path = Path(folder) / FILE_NAME
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """
+    Read the record of a saved model.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the model.
+
+    Returns:
+        `dict` or `None`:
+            The record, if there is one.
+    """
+    path = Path(folder) / FILE_NAME
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def checkpoints(output_dir: str) -> list[Path]:
+    """The checkpoints in an output folder that were written to their end, oldest first."""
+    paths = [
+        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
+    ]
+    # The Trainer writes its state last.
+    complete = [path for path in paths if (path / "trainer_state.json").is_file()]
+    return sorted(complete, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def mark_finished(output_dir: str) -> None:
+    """Note in a run's checkpoints that the run went to its end: each of them is now a model like any other."""
+    for path in checkpoints(output_dir):
+        record = read_record(path)
+        if record is not None:
+            write_record(path, record | {"finished": True})
+
+
+def refuse_unfinished(model_path: str, forget_set: str) -> None:
+    """
+    Raise where a model is a checkpoint of an unfinished run that forgets the same records: it would be taken for the
+    original.
+
+    Args:
+        model_path (`str`):
+            Where the model was loaded from.
+        forget_set (`str`):
+            SHA-256 of the forget set.
+    """
+    record = read_record(model_path)
+    if record is not None and not record["finished"] and record["forget_set"] == forget_set:
+        raise ValueError(
+            f"The model `{model_path}` is a checkpoint of an unfinished run on this very forget set. Pass the original "
+            f"model and `resume_from_checkpoint={model_path!r}` to go on with that run. To take it as a model of its "
+            f"own instead, set `finished` to `true` in its `{FILE_NAME}`."
+        )

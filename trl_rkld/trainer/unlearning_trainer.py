@@ -1,0 +1,592 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+import copy
+import os
+import shutil
+from abc import abstractmethod
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedType
+from datasets import Dataset, DatasetDict, IterableDataset
+from peft import PeftConfig, PeftModel, PromptLearningConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.training_args import TrainingArguments
+from trl import SFTTrainer
+from trl.models.utils import _ForwardRedirection
+from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
+
+from ..data import (
+    DataCollatorForUnlearning,
+    RetainSampler,
+    check_answers,
+    check_columns,
+    check_overlap,
+    check_rows,
+    in_memory,
+    is_tokenized_here,
+    tokenize_row,
+)
+from ..losses import HeadInput, TokenLosses, chunked_divergence, chunked_nll, lm_head_of
+from ..teacher.fingerprint import hash_samples
+from ..teacher.prepare import needed_bytes, prepare_teacher, teacher_fingerprint
+from ..teacher.private_folder import PrivateFolder
+from ..teacher.roles import (
+    Role,
+    answer_probabilities,
+    check_logits,
+    counted_hidden_states,
+    counted_labels,
+    is_quantized,
+    mean_answer_probability,
+    without_peft,
+)
+from ..version import __version__
+from .model_card import extend_model_card
+from .run_record import checkpoints, mark_finished, read_record, refuse_unfinished, write_record
+from .unlearning_config import UnlearningConfig
+
+
+logger = get_logger(__name__)
+
+# The verdict at the end of a run is a mean over at most this many samples of each set.
+_VERDICT_SAMPLES = 400
+
+
+class UnlearningTrainer(SFTTrainer):
+    """
+    What every unlearning method shares: forget and retain batches, the original model, the retain loss, saving.
+
+    This class is a wrapper around the [`~trl.SFTTrainer`] class and inherits all of its attributes and methods. A
+    method is a subclass with a `forget_losses` of its own.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model that is to forget. Can be:
+
+            - A Hub id or the path of a folder, loaded with `args.model_init_kwargs`.
+            - A [`~transformers.PreTrainedModel`], trained whole or, with `peft_config`, through a new adapter.
+            - A [`~peft.PeftModel`] whose adapter holds what is to be forgotten; that adapter is trained.
+        args ([`UnlearningConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            What to forget, in any format of [`~trl.SFTTrainer`] or with `question` and `answer` columns. Streaming
+            data need `precompute_teacher=False`.
+        retain_dataset ([`~datasets.Dataset`], *optional*):
+            What to keep: with each forgotten sample goes one of these.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Data on which `evaluate` computes the forget loss.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. If `None`, loaded from where the model is.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation with which a model given by name is loaded; 4-bit only.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to add to the model.
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            Callbacks to customise the training loop.
+        optimizers (`tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]`, *optional*):
+            Optimizer and scheduler.
+    """
+
+    _tag_names = ["trl", "unlearning"]
+    _name = "Unlearning"
+    loss_is_scaled_for_ga = True  # the counts of a whole accumulation window divide the loss
+
+    config_class = UnlearningConfig
+    uses_augmented_model = False
+    augmented_model: str | PreTrainedModel | PeftModel | None = None
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: UnlearningConfig | TrainingArguments | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        retain_dataset: Dataset | None = None,
+        eval_dataset: Dataset | DatasetDict | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = self.config_class(f"{model_name.split('/')[-1]}-{self._name}")
+        elif not isinstance(args, self.config_class):
+            args = self.config_class(**(args.to_dict() | {"hub_token": args.hub_token}))
+        _check_arguments(args, train_dataset, retain_dataset, quantization_config, peft_config)
+
+        self._num_samples = 0
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        self.data_collator = DataCollatorForUnlearning(
+            pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
+        )
+        self.has_new_adapter = peft_config is not None
+        self.student_adapter = _student_adapter(self.model) if isinstance(self.model, PeftModel) else None
+        _check_model(self.model, self.accelerator.distributed_type)
+        if args.disable_dropout:
+            self.disable_dropout()
+
+        self.retain_dataset = self._retain_sampler = None
+        if retain_dataset is not None:
+            self.retain_dataset = self._prepare_dataset(
+                retain_dataset, self.processing_class, args, False, None, "retain"
+            )
+            self._retain_sampler = RetainSampler(args.seed, len(self.train_dataset), len(self.retain_dataset))
+            check_overlap(self.train_dataset, self.retain_dataset)
+        self.forget_set_hash = hash_samples(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
+        refuse_unfinished(model if isinstance(model, str) else model.name_or_path, self.forget_set_hash)
+
+        self.teacher = None
+        self._finished = False
+        self._teacher_fingerprint = self._teacher_digest = None
+        self._private_folder = PrivateFolder(args.teacher_cache_dir, args.output_dir)
+        self._forward_redirection = _ForwardRedirection()
+        if args.stop_at_forget_prob is not None:
+            self.add_callback(_StopWhenForgotten(self))
+
+    # ---- Method ----
+
+    @abstractmethod
+    def forget_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
+        """
+        Loss on the forget set, summed over the counted tokens of a batch. To be defined by each method.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                Student, not wrapped for distributed training.
+            inputs (`dict`):
+                Batch with `input_ids`, `attention_mask`, `labels` and `sample_id`.
+
+        Returns:
+            [`~trl_rkld.losses.TokenLosses`]:
+                Sum, and what is logged.
+        """
+
+    def retain_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
+        """
+        Loss on the retain set, summed over the counted tokens of a batch: negative log-likelihood, or the forward KL
+        from the original model. Arguments and result as in [`UnlearningTrainer.forget_losses`].
+        """
+        labels = counted_labels(inputs)
+        if self.args.retain_loss_type == "nll":
+            return chunked_nll(self.student(model, inputs), labels)
+        original = self.teacher.original(inputs, lm_head_of(without_peft(model)))
+        return chunked_divergence(self.student(model, inputs), original, None, labels, alpha=0.0, beta=0.0)
+
+    def student(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> HeadInput:
+        """
+        The student's hidden states of the counted tokens, with gradients, and its head.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                Student, not wrapped for distributed training.
+            inputs (`dict`):
+                Batch with `input_ids`, `attention_mask` and `labels`.
+
+        Returns:
+            [`~trl_rkld.losses.HeadInput`]:
+                Hidden states of shape `(num_tokens, hidden_size)`, and the head.
+        """
+        with self.accelerator.autocast():
+            hidden_states = counted_hidden_states(model, inputs)
+        return HeadInput(hidden_states, lm_head_of(without_peft(model)))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mode = "train" if self.model.training else "eval"
+        if self.needs_teacher and self.teacher is None:
+            raise ValueError("There is no teacher before `train()`. Train first, or set `eval_on_start=True`.")
+        retain_inputs = {key[len("retain_") :]: inputs.pop(key) for key in list(inputs) if key.startswith("retain_")}
+        num_items = self._count_items([inputs | {f"retain_{k}": v for k, v in retain_inputs.items()}])
+        if num_items_in_batch is not None:
+            num_items = num_items_in_batch
+
+        # Through the wrapper's forward, so that DDP sees the parameters that the loss uses.
+        unwrapped = self.accelerator.unwrap_model(model)
+        forget = self._forward_redirection(model, unwrapped, partial(self.forget_losses, unwrapped), inputs)
+        loss = forget.loss / num_items[0].clamp(min=1)
+        self._record(mode, "forget", forget, inputs)
+        if retain_inputs:
+            retain = self._forward_redirection(model, unwrapped, partial(self.retain_losses, unwrapped), retain_inputs)
+            loss = loss + self.args.retain_coef * retain.loss / num_items[1].clamp(min=1)
+            self._record(mode, "retain", retain, retain_inputs)
+        if not torch.isfinite(loss):
+            culprit = "student" if torch.isfinite(forget.teacher_entropy).all() else "teacher"
+            raise FloatingPointError(
+                f"The loss is not finite at step {self.state.global_step + 1}: the {culprit}'s logits are not. Nothing "
+                "was saved since the last checkpoint. Lower `learning_rate` or `max_grad_norm`, or train in bfloat16 or "
+                "float32 instead of float16."
+            )
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages what is already a sum over the processes
+        return (loss, None) if return_outputs else loss
+
+    def _record(self, mode: str, name: str, losses: TokenLosses, inputs: dict[str, torch.Tensor]) -> None:
+        probabilities = answer_probabilities(losses.label_log_probs, inputs["labels"])
+        sums = [losses.loss.detach(), losses.teacher_entropy.sum(), losses.teacher_gap.sum(), probabilities.sum()]
+        sums += [sums[0].new_tensor(len(losses.label_log_probs)), sums[0].new_tensor(len(probabilities))]
+        *sums, num_tokens, num_samples = self.accelerator.reduce(torch.stack(sums), "sum").tolist()
+        metrics = {f"{name}_loss": sums[0] / num_tokens, f"{name}_prob": sums[3] / num_samples}
+        if name == "forget" and self.uses_augmented_model:
+            metrics |= {"teacher_entropy": sums[1] / num_tokens, "teacher_gap": sums[2] / num_tokens}
+        for key, value in metrics.items():
+            self._metrics[mode][key].append(value)
+
+    # ---- Data ----
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        first_row = next(iter(dataset), None)
+        if first_row is None:
+            raise ValueError(f"The {dataset_name} dataset is empty. Pass at least one record.")
+        check_columns(first_row, args.dataset_text_field, dataset_name)
+        if isinstance(dataset, Dataset):
+            dataset = in_memory(dataset)
+            check_answers(dataset, dataset_name)
+        if is_tokenized_here(first_row):
+            tokenize = partial(
+                tokenize_row,
+                tokenizer=self._tokenizer,
+                system_prompt=args.system_prompt,
+                date_string=args.date_string,
+                question_template=args.question_template,
+            )
+            dataset = dataset.map(tokenize, remove_columns=list(first_row))
+        # TRL prepares what is left: strings, masks, labels. Never truncated: `check_rows` raises instead.
+        args_of_trl = copy.copy(args)
+        args_of_trl.max_length, args_of_trl.dataset_num_proc = None, None
+        dataset = super()._prepare_dataset(dataset, processing_class, args_of_trl, False, None, dataset_name)
+        if isinstance(dataset, Dataset):
+            dataset = dataset.select_columns(["input_ids", "labels"])
+            check_rows(dataset, args.max_length, dataset_name)
+            ids = range(self._num_samples, self._num_samples + len(dataset))
+            dataset = dataset.add_column("sample_id", list(ids))
+            self._num_samples += len(dataset)
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "sample_id" not in self._signature_columns:
+            self._signature_columns.append("sample_id")
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        # Retained samples are drawn here, in the main process, where the epoch is known.
+        batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.retain_dataset is not None:
+            for batch in batch_samples:
+                epoch = int(self.state.epoch)
+                rows = [self._retain_sampler(epoch, index) for index in batch["sample_id"].tolist()]
+                retained = self.data_collator([self.retain_dataset[row] for row in rows])
+                batch.update({f"retain_{key}": tensor.to(device) for key, tensor in retained.items()})
+        return batch_samples, self.accelerator.reduce(self._count_items(batch_samples), "sum")
+
+    def _count_items(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Counted tokens of the forget and of the retain samples, of shape `(2,)`."""
+        counts = [
+            sum((batch[key][:, 1:] != -100).sum() for batch in batches if key in batch)
+            for key in ("labels", "retain_labels")
+        ]
+        return torch.stack([torch.as_tensor(count, device=self.accelerator.device) for count in counts])
+
+    def eval_datasets(self) -> list[Dataset]:
+        """The evaluation sets, in the order of their sample ids."""
+        if self.eval_dataset is None:
+            return []
+        return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+
+    def teacher_datasets(self) -> list[Dataset]:
+        """The sets whose samples the teacher sees, forget set first; of the retain set only what will be drawn."""
+        datasets = [self.train_dataset, *self.eval_datasets()]
+        if self.retain_dataset is not None and self.args.retain_loss_type == "kl":
+            epochs = range(int(self.args.num_train_epochs + 1))
+            if self.args.max_steps > 0 or len(epochs) * len(self.train_dataset) >= len(self.retain_dataset):
+                return [*datasets, self.retain_dataset]
+            drawn = {self._retain_sampler(epoch, i) for epoch in epochs for i in range(len(self.train_dataset))}
+            datasets.append(self.retain_dataset.select(sorted(drawn)))
+        return datasets
+
+    # ---- Training ----
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a frozen model enters the loss."""
+        return self.uses_augmented_model or (self.retain_dataset is not None and self.args.retain_loss_type == "kl")
+
+    def augmented_settings(self) -> dict[str, Any]:
+        """Settings that decide what the augmented model becomes."""
+        return {}
+
+    def train_augmented(self, folder: Path) -> None:
+        """Train the augmented model in the trainable parameters; for methods that have one."""
+
+    def disable_dropout(self) -> None:
+        """Switch off dropout, as a layer and as attention's argument."""
+        disable_dropout_in_model(self.model)
+        for module in self.model.modules():
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        checkpoint = _complete_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        with ExitStack() as stack:
+            # Before the Trainer loads the checkpoint: the model is still the original one.
+            check_logits(Role(self.model), self._first_batch(), self.accelerator)
+            if self.needs_teacher and self.teacher is None:
+                self._prepare_teacher(checkpoint, stack)
+            before = self._answer_probabilities("Answers before")
+            set_seed(self.args.seed)  # whatever went on until here, the run is the same
+            self._finished = False
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        if not self.args.precompute_teacher:
+            self.teacher = None
+        self._finished = True
+        if self.is_world_process_zero():
+            mark_finished(self.args.output_dir)
+            self._private_folder.close()
+        self._report_verdict(before, self._answer_probabilities("Answers after"), output)
+        return output
+
+    def _prepare_teacher(self, checkpoint: Path | None, stack: ExitStack) -> None:
+        expected_digest = None
+        self._teacher_fingerprint = teacher_fingerprint(self)
+        if checkpoint is not None:
+            expected_digest = _check_same_run(checkpoint, self._run_record())
+        if self.accelerator.is_main_process:
+            self._private_folder.open(resuming=checkpoint is not None, needed_bytes=needed_bytes(self))
+        self.accelerator.wait_for_everyone()
+        self.teacher = prepare_teacher(self, self._private_folder, self._teacher_fingerprint, expected_digest, stack)
+        self._teacher_digest = self.teacher.digest() if self.args.precompute_teacher else None
+
+    def _first_batch(self) -> dict[str, torch.Tensor]:
+        batch = self.data_collator([next(iter(self.train_dataset))])
+        return {key: tensor.to(self.accelerator.device) for key, tensor in batch.items()}
+
+    def _answer_probabilities(self, description: str) -> dict[str, float]:
+        """Mean probability of the forgotten and of the retained answers, on at most `_VERDICT_SAMPLES` of each."""
+        sets = {"forget": self.train_dataset, "retain": self.retain_dataset}
+        return {
+            name: mean_answer_probability(
+                Role(self.model),
+                dataset.select(range(min(_VERDICT_SAMPLES, len(dataset)))),
+                self.data_collator,
+                self.args.per_device_train_batch_size,
+                self.accelerator,
+                description,
+            )
+            for name, dataset in sets.items()
+            if isinstance(dataset, Dataset)
+        }
+
+    def _report_verdict(self, before: dict[str, float], after: dict[str, float], output) -> None:
+        for name in before:
+            output.metrics.update({f"{name}_prob_before": before[name], f"{name}_prob_after": after[name]})
+            what = {"forget": "forgotten", "retain": "retained"}[name]
+            self.accelerator.print(f"Mean probability of the {what} answers: {before[name]:.3f} → {after[name]:.3f}")
+        if before and after["forget"] > 0.9 * before["forget"]:
+            logger.warning(
+                f"The forgotten answers are about as likely as before, after {self.state.global_step} updates. Raise "
+                "`learning_rate` first (LoRA and small models often need 1e-4 and more), then `num_train_epochs`"
+                f"{self._verdict_hint()}."
+            )
+
+    def _verdict_hint(self) -> str:
+        return ""
+
+    # ---- Saving ----
+
+    def _run_record(self) -> dict[str, Any]:
+        return {
+            "trl_rkld_version": __version__,
+            "method": self._name,
+            "finished": self._finished,
+            "step": self.state.global_step,
+            "forget_set": self.forget_set_hash,
+            "num_forget": len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None,
+            "settings": self._card_settings(),
+            "teacher": self._teacher_fingerprint,
+            "teacher_digest": self._teacher_digest,
+            "quantization": _quantization_record(without_peft(self.model)),
+        }
+
+    def _card_settings(self) -> dict[str, Any]:
+        settings = {"precompute_teacher": self.args.precompute_teacher}
+        if self.retain_dataset is not None:
+            settings["retain_coef"] = self.args.retain_coef
+            settings["retain_loss_type"] = self.args.retain_loss_type
+        return settings
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Written beside, then moved: a kill halfway leaves the files of the last save as they were.
+        output_dir = Path(output_dir if output_dir is not None else self.args.output_dir)
+        partial_dir = output_dir / "_partial"
+        shutil.rmtree(partial_dir, ignore_errors=True)
+        if self.student_adapter is not None:
+            # PEFT would save a live teacher's adapters, too.
+            self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=[self.student_adapter])
+        try:
+            super()._save(str(partial_dir), state_dict)
+        finally:
+            self.model.__dict__.pop("save_pretrained", None)
+        write_record(partial_dir, self._run_record())
+        for path in partial_dir.iterdir():
+            target = output_dir / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+        partial_dir.rmdir()
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self.is_world_process_zero():
+            record = self._run_record()
+            extend_model_card(
+                Path(self.args.output_dir, "README.md"),
+                method=self._name,
+                num_forget=record["num_forget"],
+                forget_set=self.forget_set_hash,
+                settings=self._card_settings() | {"learning_rate": self.args.learning_rate, "steps": record["step"]},
+                is_adapter=self.student_adapter is not None,
+            )
+
+    def push_to_hub(self, *args, **kwargs):
+        if self.student_adapter is not None:
+            logger.warning(
+                "An unmerged adapter is pushed: switching it off brings the forgotten knowledge back. Merge it first "
+                "(`trl-rkld merge`) where others get it."
+            )
+        return super().push_to_hub(*args, **kwargs)
+
+
+class _StopWhenForgotten(TrainerCallback):
+    def __init__(self, trainer: UnlearningTrainer):
+        self.trainer = trainer
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        probability = self.trainer._answer_probabilities("Forgotten yet?")["forget"]
+        if probability <= args.stop_at_forget_prob:
+            self.trainer.accelerator.print(
+                f"Stopping: the forgotten answers are at {probability:.3f}, `stop_at_forget_prob` is "
+                f"{args.stop_at_forget_prob}."
+            )
+            control.should_training_stop = True
+
+
+def _check_arguments(args, train_dataset, retain_dataset, quantization_config, peft_config) -> None:
+    """What can be refused before a model is loaded."""
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required: the records to forget.")
+    if isinstance(train_dataset, IterableDataset):
+        if args.precompute_teacher:
+            raise ValueError(
+                "A streaming `train_dataset` can't be cached. Set `precompute_teacher=False`, or load it whole."
+            )
+        if retain_dataset is not None:
+            raise ValueError(
+                "A streaming `train_dataset` can't be paired with a `retain_dataset`. Load it whole, without streaming."
+            )
+    if retain_dataset is not None and not isinstance(retain_dataset, Dataset):
+        raise TypeError(f"`retain_dataset` must be a `Dataset`, got `{type(retain_dataset).__name__}`.")
+    if isinstance(peft_config, PromptLearningConfig):
+        raise ValueError(
+            f"`{type(peft_config).__name__}` puts virtual tokens before the text, which shifts every position. Use "
+            "LoRA (`peft.LoraConfig`)."
+        )
+    initialisation = getattr(peft_config, "init_lora_weights", True)
+    if initialisation not in (True, False, "gaussian"):
+        raise ValueError(
+            f"`init_lora_weights={initialisation!r}` changes the base weights, and with the adapter off they are no "
+            "longer the original model. Use the default."
+        )
+    if quantization_config is not None and not quantization_config.load_in_4bit:
+        raise ValueError("Only 4-bit quantisation is supported. Set `load_in_4bit=True` in `quantization_config`.")
+    output_dir = Path(args.output_dir).resolve()
+    for name in ("teacher_cache_dir", "augmented_output_dir"):
+        folder = getattr(args, name, None)
+        if folder is not None and Path(folder).resolve().is_relative_to(output_dir):
+            raise ValueError(
+                f"`{name}` must not lie in `output_dir`, which is saved and pushed. Choose another folder."
+            )
+
+
+def _check_model(model: PreTrainedModel | PeftModel, distributed_type: DistributedType) -> None:
+    if distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"{distributed_type.value} is not supported: the teacher needs whole weights. Use one process or DDP, and "
+            "4-bit QLoRA where memory is short."
+        )
+    causal_lm = without_peft(model)
+    if is_quantized(causal_lm) and not getattr(causal_lm, "is_loaded_in_4bit", False):
+        raise ValueError("The model is quantised, but not in 4-bit. Load it whole or with `load_in_4bit=True`.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "The model has no trainable parameters. Load its adapter with `PeftModel.from_pretrained(..., "
+            "is_trainable=True)`, or pass `peft_config`."
+        )
+    lm_head_of(causal_lm)
+
+
+def _student_adapter(model: PeftModel) -> str:
+    if len(model.active_adapters) != 1:
+        raise ValueError(
+            f"The model has the active adapters {model.active_adapters}. Activate one (`model.set_adapter`) and merge "
+            "the others."
+        )
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError("Prompt-learning adapters are not supported: they shift every position. Use LoRA.")
+    return model.active_adapters[0]
+
+
+def _complete_checkpoint(output_dir: str, resume_from_checkpoint: str | bool | None) -> str | None:
+    if not resume_from_checkpoint:
+        return None
+    if resume_from_checkpoint is True:
+        found = checkpoints(output_dir)
+        if not found:
+            raise ValueError(
+                f"`resume_from_checkpoint=True`, but `output_dir={output_dir!r}` has no whole checkpoint."
+            )
+        return str(found[-1])
+    if not Path(resume_from_checkpoint, "trainer_state.json").is_file():
+        raise ValueError(f"`resume_from_checkpoint={str(resume_from_checkpoint)!r}` is not a whole checkpoint.")
+    return str(resume_from_checkpoint)
+
+
+def _check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
+    """Raise where a checkpoint was made with another teacher; return that teacher's digest."""
+    record = read_record(checkpoint)
+    if record is None or record["method"] != current["method"]:
+        raise ValueError(f"The checkpoint `{checkpoint}` was not made by {current['method']}. It can't be resumed.")
+    changed = [f"`{key}`" for key, value in current["settings"].items() if record["settings"].get(key) != value]
+    changed += [
+        f"the {part}" for part, value in current["teacher"].items() if (record["teacher"] or {}).get(part) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"The checkpoint `{checkpoint}` can't be resumed with another teacher: {', '.join(changed)} changed since. "
+            "Pass the same original model, data and settings as before, or start without `resume_from_checkpoint`."
+        )
+    return record["teacher_digest"]
+
+
+def _quantization_record(model: PreTrainedModel) -> dict[str, Any] | None:
+    if not is_quantized(model):
+        return None
+    config = model.hf_quantizer.quantization_config
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": config.bnb_4bit_quant_type,
+        "bnb_4bit_use_double_quant": config.bnb_4bit_use_double_quant,
+        "bnb_4bit_compute_dtype": str(config.bnb_4bit_compute_dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,3 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+
+__version__ = "0.1.0"
