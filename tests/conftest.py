@@ -8,6 +8,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from trl_rkld import RKLDConfig
+
 
 REPOSITORY = Path(__file__).parents[1]
 CHATML = (
@@ -70,11 +72,35 @@ def tokenizer():
     return fast
 
 
+def config(folder, **kwargs):
+    """A configuration for tiny models: one process on the CPU in float32, everything below `folder`."""
+    defaults = dict(
+        output_dir=str(folder / "output"),
+        teacher_cache_dir=str(folder / "teacher"),
+        use_cpu=True,
+        bf16=False,
+        learning_rate=1e-2,
+        num_train_epochs=2,
+        augmented_num_train_epochs=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    return RKLDConfig(**(defaults | kwargs))
+
+
+def history(trainer, *keys):
+    """The logged values of each step, as rows."""
+    return [tuple(entry[key] for key in keys) for entry in trainer.state.log_history if "forget_loss" in entry]
+
+
 def tiny_llama(vocab_size, seed=0, **kwargs):
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=32,
+        hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -300,13 +300,13 @@ def _privleak_row(log: EvalLog, retain_log: EvalLog | None) -> Row:
     model_auc = _attack_auc(log["mia_min_k"], "mia_min_k")
     default = privleak(model_auc)
     if retain_log is None:
-        if stored is not None and abs(stored - default) > 1e-6:
+        if stored is not None and abs(stored - default) > 1e-9:
             return _row(stored, None, note="needs the retain-only model's log")
         return _row(stored, default, aggregation="privleak", note="against AUC 0.5, without a retain log")
     if not _has_attack(retain_log, "mia_min_k"):
         return _row(stored, None, note="needs mia_min_k with items in the retain log")
     recomputed = privleak(model_auc, _attack_auc(retain_log["mia_min_k"], "mia_min_k"))
-    against_default = stored is not None and abs(stored - default) < 1e-6 < abs(stored - recomputed)
+    against_default = stored is not None and abs(stored - default) < 1e-9 < abs(stored - recomputed)
     note = "stored against AUC 0.5, recomputed against the retain log" if against_default else None
     return _row(stored, recomputed, aggregation="privleak", note=note)
 

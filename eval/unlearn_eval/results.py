@@ -26,7 +26,6 @@ METADATA = "metadata"
 TOFU_SPLITS = {40: "forget01", 200: "forget05", 300: "forget10, capped at 300", 400: "forget10"}
 """The forget split that a number of items tells of; locuslab/tofu scores no more than 300."""
 
-
 _RETAIN_REMEDY = "give the log of the retain-only model evaluated on the same forget split"
 
 
@@ -286,9 +285,7 @@ def item_values(metric: Metric, field: str, name: str) -> np.ndarray:
     for index, item in enumerate(items):
         if not isinstance(item, Mapping) or field not in item:
             raise ValueError(f"{name} has no `{field}` at index {index}: evaluate it again.")
-    return finite_array(
-        f"{name}/{field}", [item[field] for item in items], ndim=2 if isinstance(items[0][field], list) else 1
-    )
+    return finite_array(f"{name}/{field}", [item[field] for item in items], ndim=(1, 2))
 
 
 def item_texts(metric: Metric, field: str, name: str) -> list[list[str]] | None:

@@ -32,6 +32,7 @@ class LMHead(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
+    @torch.no_grad()  # the losses differentiate in closed form
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
         Multiply the head in float32, whatever the dtypes are: a logit rounded to bfloat16 is off by up to 0.06, and α

@@ -25,7 +25,7 @@ from .augmented import (
 from .fingerprint import hash_files, hash_json, hash_model, hash_samples
 from .hidden_states import HiddenStates
 from .private_folder import PrivateFolder
-from .roles import Role, is_quantized, without_peft
+from .roles import Role, is_quantized, keep_quantized_weights, without_peft
 from .teacher import CachedTeacher, LiveTeacher, frozen_head, read_fingerprint
 
 
@@ -171,6 +171,8 @@ def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iter
     model, given = trainer.model, trainer.augmented_model
     if given is not None and not isinstance(given, str):
         check_same_precision(given, model)
+        if is_quantized(without_peft(given)):
+            keep_quantized_weights(without_peft(given))
         yield Role(given)
     elif given is not None and isinstance(model, PeftModel) and _base_of(given) == _base_name(model):
         model.load_adapter(given, AUGMENTED, is_trainable=False)
@@ -182,6 +184,8 @@ def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iter
     elif given is not None:
         loaded = load_like(given, model, trainer.args.model_init_kwargs)
         check_same_precision(loaded, model)
+        if is_quantized(without_peft(loaded)):
+            keep_quantized_weights(without_peft(loaded))
         yield Role(loaded.to(trainer.accelerator.device) if not trainer.is_model_parallel else loaded)
     elif isinstance(model, PeftModel):
         copy_adapter(model, trainer.student_adapter, AUGMENTED)

@@ -41,6 +41,7 @@ from ..teacher.roles import (
     counted_hidden_states,
     counted_labels,
     is_quantized,
+    keep_quantized_weights,
     mean_answer_probability,
     without_peft,
 )
@@ -529,6 +530,8 @@ def _check_model(model: PreTrainedModel | PeftModel, distributed_type: Distribut
     causal_lm = without_peft(model)
     if is_quantized(causal_lm) and not getattr(causal_lm, "is_loaded_in_4bit", False):
         raise ValueError("The model is quantised, but not in 4-bit. Load it whole or with `load_in_4bit=True`.")
+    if is_quantized(causal_lm):
+        keep_quantized_weights(causal_lm)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "The model has no trainable parameters. Load its adapter with `PeftModel.from_pretrained(..., "

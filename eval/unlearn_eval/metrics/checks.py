@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def finite_array(name: str, values: Any, ndim: int = 1) -> np.ndarray:
+def finite_array(name: str, values: Any, ndim: int | tuple[int, ...] = 1) -> np.ndarray:
     """
     Turn `values` into an array of 64-bit floats, or say what is wrong with them.
 
@@ -16,12 +16,12 @@ def finite_array(name: str, values: Any, ndim: int = 1) -> np.ndarray:
             Name of the argument, for the message.
         values (array-like):
             Numbers, nested to depth `ndim`.
-        ndim (`int`, *optional*, defaults to `1`):
-            Number of dimensions asked for.
+        ndim (`int` or `tuple[int, ...]`, *optional*, defaults to `1`):
+            Number of dimensions asked for, or those to choose from.
 
     Returns:
         `np.ndarray`:
-            The values, with `ndim` dimensions, at least one of them, all finite.
+            The values: at least one, all finite.
 
     Raises:
         [`ValueError`]: If a value is missing, not a number, NaN or infinite, or the shape is another.
@@ -31,10 +31,13 @@ def finite_array(name: str, values: Any, ndim: int = 1) -> np.ndarray:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(
-            f"`{name}` must be numbers in a regular {ndim}-dimensional array: give every item the same number of values."
+            f"`{name}` must be numbers, equally many for every item: complete the shorter ones."
         ) from None
-    if array.ndim != ndim:
-        raise ValueError(f"`{name}` must have {ndim} dimension(s), not {array.ndim} (shape {array.shape}).")
+    dimensions = ndim if isinstance(ndim, tuple) else (ndim,)
+    if array.ndim not in dimensions:
+        raise ValueError(
+            f"`{name}` must have {' or '.join(map(str, dimensions))} dimension(s), not {array.ndim} (shape {array.shape})."
+        )
     if array.size == 0:
         raise ValueError(f"`{name}` is empty (shape {array.shape}): give at least one value.")
     bad = np.argwhere(~np.isfinite(array))
@@ -42,7 +45,7 @@ def finite_array(name: str, values: Any, ndim: int = 1) -> np.ndarray:
         position = tuple(int(i) for i in bad[0])
         raise ValueError(
             f"`{name}` has {len(bad)} missing, NaN or infinite value(s) of {array.size}, the first at index "
-            f"{position[0] if ndim == 1 else position}: score these items again, in fp32 if the model overflowed."
+            f"{position[0] if array.ndim == 1 else position}: score these items again, in fp32 if the model overflowed."
         )
     return array
 

@@ -28,7 +28,7 @@ def answer_probability(avg_loss: Sequence[float]) -> np.ndarray:
     Raises:
         [`ValueError`]: If `avg_loss` is empty or not finite.
     """
-    return np.exp(-finite_array("avg_loss", avg_loss, ndim=max(1, np.ndim(avg_loss))))
+    return np.exp(-finite_array("avg_loss", avg_loss, ndim=(1, 2)))
 
 
 def option_normalised_probability(
@@ -87,5 +87,5 @@ def mean_over_items(values: Sequence[float] | Sequence[Sequence[float]]) -> floa
     Raises:
         [`ValueError`]: If `values` is empty or not finite.
     """
-    values = finite_array("values", values, ndim=max(1, np.ndim(values)))
+    values = finite_array("values", values, ndim=(1, 2))
     return float(values.reshape(len(values), -1).mean(axis=1).mean())

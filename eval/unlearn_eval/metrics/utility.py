@@ -92,8 +92,6 @@ def _harmonic_mean(values: Mapping[str, float]) -> float:
     negative = [name for name, number in zip(values, numbers, strict=True) if number < 0]
     if negative:
         raise ValueError(f"`{negative[0]}` is negative: a harmonic mean needs values in [0, 1].")
-    if 0 in numbers:
-        return 0.0
 
     from scipy.stats import hmean
 

@@ -1,0 +1,216 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""Every way of passing a model, at every precision: the original and the augmented model are what they should be."""
+
+import pytest
+import torch
+from conftest import config, history, rows, tiny_llama
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl.trainer.utils import create_model_from_path
+
+from trl_rkld import RKLDTrainer
+
+
+PRECISIONS = {
+    "float32": (torch.float32, None, False),
+    "autocast": (torch.float32, None, True),
+    "bfloat16": (torch.bfloat16, None, True),
+    "4-bit, float32": (torch.float32, torch.float32, False),
+    "4-bit, bfloat16": (torch.bfloat16, torch.bfloat16, True),
+}
+ROWS = ["full", "new adapter", "trained adapter", "given model", "given adapter"]
+
+
+def lora(**kwargs):
+    return LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", lora_dropout=0.5, **kwargs)
+
+
+def perturb_adapter(model, seed):
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def make_trainer(row, precision, path, tokenizer, folder, data, **kwargs):
+    dtype, compute_dtype, bf16 = PRECISIONS[precision]
+    quantization = compute_dtype and BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
+    )
+    arguments = {"quantization_config": quantization, "peft_config": lora()}
+    init = {"dtype": str(dtype).removeprefix("torch.")}
+    model = path
+    if row == "full":
+        arguments = {}
+    elif row == "trained adapter":
+        extra = {"quantization_config": quantization} if quantization else {}
+        model = get_peft_model(create_model_from_path(path, dtype=dtype, **extra), lora())
+        perturb_adapter(model, seed=3)
+        arguments, init = {}, None
+    elif row == "given model":
+        other = tiny_llama(len(tokenizer), seed=1, tie_word_embeddings=True)
+        other.save_pretrained(folder / "augmented")
+        arguments["augmented_model"] = str(folder / "augmented")
+    elif row == "given adapter":
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(path), lora())
+        perturb_adapter(adapted, seed=4)
+        adapted.save_pretrained(folder / "augmented")
+        arguments["augmented_model"] = str(folder / "augmented")
+    args = config(folder, bf16=bf16, model_init_kwargs=init, **kwargs)
+    return RKLDTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer, **arguments)
+
+
+@pytest.mark.parametrize("precompute_teacher", [True, False])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("row", ROWS)
+def test_alpha_zero_starts_at_zero(row, precision, precompute_teacher, llama_path, tokenizer, forget_set, tmp_path):
+    """α = 0 makes the teacher the original: a wrong copy, cast, dropout or head would show at the first step."""
+    if row == "full" and "4-bit" in precision:
+        pytest.skip("4-bit weights can't be trained whole")
+    trainer = make_trainer(
+        row,
+        precision,
+        llama_path,
+        tokenizer,
+        tmp_path,
+        forget_set,
+        alpha=0.0,
+        max_steps=1,
+        precompute_teacher=precompute_teacher,
+        per_device_train_batch_size=len(forget_set),  # the cache's batches have the training batch's shape
+    )
+    trainer.train()
+    ((loss, grad_norm, gap),) = history(trainer, "loss", "grad_norm", "teacher_gap")
+    assert abs(loss) < 1e-6
+    assert grad_norm == 0.0
+    assert abs(gap) > 1e-5  # there is an augmented model, and it is another one
+
+
+@pytest.mark.parametrize("row", ["full", "new adapter"])
+def test_alpha_zero_in_bfloat16_with_other_batch_shapes(row, llama_path, tokenizer, forget_set, tmp_path):
+    """With other padding than the cache's, bfloat16 rounds otherwise: that noise stays below 1e-4 nats."""
+    trainer = make_trainer(row, "autocast", llama_path, tokenizer, tmp_path, forget_set, alpha=0.0, max_steps=1)
+    trainer.train()
+    assert abs(history(trainer, "loss")[0][0]) < 1e-4
+
+
+@pytest.mark.parametrize("retain_loss_type", ["nll", "kl"])
+@pytest.mark.parametrize("row", ["full", "new adapter", "trained adapter", "given model", "given adapter"])
+def test_cached_is_live(row, retain_loss_type, llama_path, tokenizer, forget_set, retain_set, tmp_path):
+    trajectories = []
+    for precompute_teacher in (True, False):
+        folder = tmp_path / str(precompute_teacher)
+        trainer = make_trainer(
+            row,
+            "float32",
+            llama_path,
+            tokenizer,
+            folder,
+            forget_set,
+            precompute_teacher=precompute_teacher,
+            retain_loss_type=retain_loss_type,
+        )
+        trainer.retain_dataset = None  # set below, so that `make_trainer` stays simple
+        trajectories.append(_train_with_retain(trainer, retain_set))
+    assert len(trajectories[0]) == 6
+    torch.testing.assert_close(*map(torch.tensor, trajectories), rtol=1e-4, atol=1e-5)
+
+
+def _train_with_retain(trainer, retain_set):
+    again = RKLDTrainer(
+        model=trainer.model,
+        augmented_model=trainer.augmented_model,
+        args=trainer.args,
+        train_dataset=trainer.train_dataset.remove_columns("sample_id"),
+        retain_dataset=retain_set,
+        processing_class=trainer.processing_class,
+    )
+    again.has_new_adapter = trainer.has_new_adapter
+    again.train()
+    return history(again, "loss", "forget_loss", "retain_loss", "forget_prob", "retain_prob", "teacher_entropy")
+
+
+def test_full_weights_come_back_bit_for_bit(llama, tokenizer, forget_set, tmp_path):
+    before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    trainer = RKLDTrainer(
+        llama, args=config(tmp_path, max_steps=1), train_dataset=forget_set, processing_class=tokenizer
+    )
+    trainer.args.learning_rate, trainer.args.augmented_learning_rate = 0.0, 0.1
+    trainer.train()
+    assert history(trainer, "teacher_gap")[0][0] != 0.0
+    for name, tensor in llama.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("precompute_teacher", [True, False])
+def test_adapters_are_gone_after_training(precompute_teacher, llama_path, tokenizer, forget_set, tmp_path):
+    trainer = make_trainer(
+        "trained adapter",
+        "float32",
+        llama_path,
+        tokenizer,
+        tmp_path,
+        forget_set,
+        precompute_teacher=precompute_teacher,
+    )
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert list(trainer.model.peft_config) == ["default"]
+    assert [n for n, p in trainer.model.named_parameters() if p.requires_grad] == [n for n in before if "lora_" in n]
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != ("lora_" in name), name
+
+
+@pytest.mark.parametrize("precompute_teacher", [True, False])
+@pytest.mark.parametrize("row", ["full", "new adapter", "trained adapter"])
+def test_the_augmented_model_is_nowhere_on_disk(row, precompute_teacher, llama_path, tokenizer, forget_set, tmp_path):
+    trainer = make_trainer(
+        row,
+        "float32",
+        llama_path,
+        tokenizer,
+        tmp_path,
+        forget_set,
+        precompute_teacher=precompute_teacher,
+        save_strategy="epoch",
+    )
+    trainer.train()
+    trainer.save_model()
+    weights = [path for path in (tmp_path / "output").rglob("*.safetensors")]
+    expected = "model.safetensors" if row == "full" else "adapter_model.safetensors"
+    assert sorted({path.name for path in weights}) == [expected]
+    assert len(weights) == 3  # two checkpoints and the final model, each with one file
+    assert not list((tmp_path / "teacher").iterdir())
+
+
+def test_augmented_model_is_kept_when_asked(llama_path, tokenizer, forget_set, tmp_path):
+    trainer = make_trainer(
+        "new adapter",
+        "float32",
+        llama_path,
+        tokenizer,
+        tmp_path,
+        forget_set,
+        augmented_output_dir=str(tmp_path / "kept"),
+    )
+    trainer.train()
+    kept = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama_path), tmp_path / "kept")
+    assert any(p.abs().sum() > 0 for n, p in kept.named_parameters() if "lora_B" in n)
+
+
+def test_given_model_at_another_precision_is_refused(llama, llama_path, tokenizer, forget_set, tmp_path):
+    other = AutoModelForCausalLM.from_pretrained(llama_path, dtype=torch.bfloat16)
+    trainer = RKLDTrainer(
+        llama, augmented_model=other, args=config(tmp_path), train_dataset=forget_set, processing_class=tokenizer
+    )
+    with pytest.raises(ValueError, match="`augmented_model` is held as .*bfloat16.*float32"):
+        trainer.train()
+
+
+def test_given_model_with_another_vocabulary_is_refused(llama, tokenizer, forget_set, tmp_path):
+    other = tiny_llama(len(tokenizer) + 1)
+    trainer = RKLDTrainer(
+        llama, augmented_model=other, args=config(tmp_path), train_dataset=forget_set, processing_class=tokenizer
+    )
+    with pytest.raises(ValueError, match=f"{len(tokenizer) + 1} tokens in its vocabulary"):
+        trainer.train()
