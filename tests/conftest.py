@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from trl_rkld import RKLDConfig
 
 
+# Tiny models gain nothing from a second thread, and lose much where the cores are busy.
+torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).parents[1]
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -36,7 +39,7 @@ RETAIN = [
 
 @pytest.fixture(autouse=True)
 def private_home(tmp_path, monkeypatch):
-    """No test writes to the user's cache, and each sees one thread: numbers do not depend on the machine."""
+    """No test writes to the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -54,8 +57,7 @@ def retain_set():
     return rows(RETAIN)
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def build_tokenizer():
     special = ["<unk>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -70,6 +72,11 @@ def tokenizer():
     )
     fast.chat_template = CHATML
     return fast
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
 
 
 def config(folder, **kwargs):

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from conftest import config, history, rows, tiny_llama
+from conftest import config, history, tiny_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl.trainer.utils import create_model_from_path
@@ -32,7 +32,7 @@ def perturb_adapter(model, seed):
             torch.nn.init.normal_(parameter, std=0.1)
 
 
-def make_trainer(row, precision, path, tokenizer, folder, data, **kwargs):
+def make_trainer(row, precision, path, tokenizer, folder, data, retain=None, **kwargs):
     dtype, compute_dtype, bf16 = PRECISIONS[precision]
     quantization = compute_dtype and BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
@@ -57,7 +57,8 @@ def make_trainer(row, precision, path, tokenizer, folder, data, **kwargs):
         adapted.save_pretrained(folder / "augmented")
         arguments["augmented_model"] = str(folder / "augmented")
     args = config(folder, bf16=bf16, model_init_kwargs=init, **kwargs)
-    return RKLDTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer, **arguments)
+    arguments |= {"train_dataset": data, "retain_dataset": retain}
+    return RKLDTrainer(model=model, args=args, processing_class=tokenizer, **arguments)
 
 
 @pytest.mark.parametrize("precompute_teacher", [True, False])
@@ -107,27 +108,15 @@ def test_cached_is_live(row, retain_loss_type, llama_path, tokenizer, forget_set
             tokenizer,
             folder,
             forget_set,
+            retain_set,
             precompute_teacher=precompute_teacher,
             retain_loss_type=retain_loss_type,
         )
-        trainer.retain_dataset = None  # set below, so that `make_trainer` stays simple
-        trajectories.append(_train_with_retain(trainer, retain_set))
+        trainer.train()
+        keys = ("loss", "forget_loss", "retain_loss", "forget_prob", "retain_prob", "teacher_entropy")
+        trajectories.append(torch.tensor(history(trainer, *keys)))
     assert len(trajectories[0]) == 6
-    torch.testing.assert_close(*map(torch.tensor, trajectories), rtol=1e-4, atol=1e-5)
-
-
-def _train_with_retain(trainer, retain_set):
-    again = RKLDTrainer(
-        model=trainer.model,
-        augmented_model=trainer.augmented_model,
-        args=trainer.args,
-        train_dataset=trainer.train_dataset.remove_columns("sample_id"),
-        retain_dataset=retain_set,
-        processing_class=trainer.processing_class,
-    )
-    again.has_new_adapter = trainer.has_new_adapter
-    again.train()
-    return history(again, "loss", "forget_loss", "retain_loss", "forget_prob", "retain_prob", "teacher_entropy")
+    torch.testing.assert_close(*trajectories, rtol=1e-4, atol=1e-5)
 
 
 def test_full_weights_come_back_bit_for_bit(llama, tokenizer, forget_set, tmp_path):
@@ -176,7 +165,7 @@ def test_the_augmented_model_is_nowhere_on_disk(row, precompute_teacher, llama_p
     )
     trainer.train()
     trainer.save_model()
-    weights = [path for path in (tmp_path / "output").rglob("*.safetensors")]
+    weights = list((tmp_path / "output").rglob("*.safetensors"))
     expected = "model.safetensors" if row == "full" else "adapter_model.safetensors"
     assert sorted({path.name for path in weights}) == [expected]
     assert len(weights) == 3  # two checkpoints and the final model, each with one file

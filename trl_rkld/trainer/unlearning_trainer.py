@@ -3,6 +3,7 @@ import copy
 import os
 import shutil
 from abc import abstractmethod
+from collections import defaultdict
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -152,6 +153,8 @@ class UnlearningTrainer(SFTTrainer):
         refuse_unfinished(model if isinstance(model, str) else model.name_or_path, self.forget_set_hash)
 
         self.teacher = None
+        # Sums and counts of what is logged: a mean over tokens is the same however they are split into batches.
+        self._sums = {mode: defaultdict(lambda: (0.0, 0)) for mode in ("train", "eval")}
         self._finished = False
         self._teacher_fingerprint = self._teacher_digest = None
         self._private_folder = PrivateFolder(args.teacher_cache_dir, args.output_dir)
@@ -239,12 +242,21 @@ class UnlearningTrainer(SFTTrainer):
         probabilities = answer_probabilities(losses.label_log_probs, inputs["labels"])
         sums = [losses.loss.detach(), losses.teacher_entropy.sum(), losses.teacher_gap.sum(), probabilities.sum()]
         sums += [sums[0].new_tensor(len(losses.label_log_probs)), sums[0].new_tensor(len(probabilities))]
-        *sums, num_tokens, num_samples = self.accelerator.reduce(torch.stack(sums), "sum").tolist()
-        metrics = {f"{name}_loss": sums[0] / num_tokens, f"{name}_prob": sums[3] / num_samples}
+        loss, entropy, gap, probability, num_tokens, num_samples = self.accelerator.reduce(
+            torch.stack(sums), "sum"
+        ).tolist()
+        metrics = {f"{name}_loss": (loss, num_tokens), f"{name}_prob": (probability, num_samples)}
         if name == "forget" and self.uses_augmented_model:
-            metrics |= {"teacher_entropy": sums[1] / num_tokens, "teacher_gap": sums[2] / num_tokens}
-        for key, value in metrics.items():
-            self._metrics[mode][key].append(value)
+            metrics |= {"teacher_entropy": (entropy, num_tokens), "teacher_gap": (gap, num_tokens)}
+        for key, (total, count) in metrics.items():
+            self._sums[mode][key] = [x + y for x, y in zip(self._sums[mode][key], (total, count), strict=True)]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        prefix = "" if mode == "train" else "eval_"
+        logs.update({f"{prefix}{key}": total / count for key, (total, count) in self._sums[mode].items()})
+        self._sums[mode].clear()
+        super().log(logs, start_time)
 
     # ---- Data ----
 
