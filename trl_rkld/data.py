@@ -52,27 +52,38 @@ def load_records(path_or_id: str, config: str | None = None, split: str = "train
         raise FileNotFoundError(f"The data file `{path_or_id}` does not exist. Check `dataset_name` and the like.")
     try:
         rows = _read_rows(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        # The parser's message may quote the file: only its kind is passed on.
-        raise ValueError(f"`{path_or_id}` can't be read as {path.suffix[1:]}: {type(error).__name__}.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"`{path_or_id}` is not UTF-8 text. Save it as UTF-8.") from None
+    except ValueError as error:  # the parsers' messages give positions, not texts
+        raise ValueError(f"`{path_or_id}` can't be read as {path.suffix[1:]}: {error}.") from None
     if not rows:
         raise ValueError(f"`{path_or_id}` holds no records.")
     return Dataset.from_list(rows)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix.lower() == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True)))
-    rows = (
-        json.loads(text) if path.suffix.lower() == ".json" else [json.loads(x) for x in text.splitlines() if x.strip()]
-    )
+    with open(path, encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as file:
+        if suffix == ".csv":
+            return list(csv.DictReader(file))
+        rows = json.load(file) if suffix == ".json" else _read_json_lines(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("not a list of objects")
+        raise ValueError("it is not a list of objects")
+    return rows
+
+
+def _read_json_lines(lines: Iterable[str]) -> list[Any]:
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise ValueError(f"line {number} is not JSON") from None
     return rows
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def load_samples(model: str, tofu: Path, num_rows: int):
     """The first rows of forget05 as ids and labels, tokenised once for every trainer."""
     from datasets import Dataset
     from transformers import AutoTokenizer
+
     from trl_rkld.data import load_records, tokenize_row
 
     path = tofu / "forget05.jsonl"
@@ -99,6 +100,7 @@ def make_trainer(trainer_class, mode: str, args: argparse.Namespace, samples, fo
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig, PrinterCallback
     from trl import SFTConfig
+
     from trl_rkld import RKLDConfig, RKLDTrainer
 
     arguments = {}
@@ -195,7 +197,7 @@ def machine_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "versions": versions,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

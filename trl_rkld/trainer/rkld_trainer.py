@@ -97,6 +97,11 @@ class RKLDTrainer(UnlearningTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ):
+        if augmented_model is None and isinstance(train_dataset, IterableDataset):
+            raise ValueError(
+                "An augmented model can't be made from a streaming `train_dataset`. Pass `augmented_model`, or load "
+                "the data whole."
+            )
         self.augmented_model = augmented_model
         super().__init__(
             model=model,

@@ -178,6 +178,11 @@ class UnlearningConfig(SFTConfig):
                 "`assistant_only_loss=True` and `completion_only_loss=False` are not supported: what counts is the "
                 "completion, the last turn of the assistant in `messages`, or every token of a text. Leave both unset."
             )
+        if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            raise ValueError(
+                "`skip_prepare_dataset` is not supported: rows are checked and numbered when they are prepared. "
+                "Tokenised data (`input_ids`, `labels`) need no flag."
+            )
         if self.retain_loss_type not in ("nll", "kl"):
             raise ValueError(f"`retain_loss_type` must be 'nll' or 'kl', got {self.retain_loss_type!r}.")
         if self.retain_coef < 0:

@@ -261,9 +261,7 @@ class UnlearningTrainer(SFTTrainer):
     # ---- Data ----
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        first_row = next(iter(dataset), None)
-        if first_row is None:
-            raise ValueError(f"The {dataset_name} dataset is empty. Pass at least one record.")
+        first_row = next(iter(dataset))
         check_columns(first_row, args.dataset_text_field, dataset_name)
         if isinstance(dataset, Dataset):
             dataset = in_memory(dataset)
@@ -321,6 +319,8 @@ class UnlearningTrainer(SFTTrainer):
 
     def teacher_datasets(self) -> list[Dataset]:
         """The sets whose samples the teacher sees, forget set first; of the retain set only what will be drawn."""
+        if isinstance(self.train_dataset, IterableDataset):  # live, sample by sample
+            return []
         datasets = [self.train_dataset, *self.eval_datasets()]
         if self.retain_dataset is not None and self.args.retain_loss_type == "kl":
             epochs = range(int(self.args.num_train_epochs + 1))
@@ -500,6 +500,9 @@ def _check_arguments(args, train_dataset, retain_dataset, quantization_config, p
     """What can be refused before a model is loaded."""
     if train_dataset is None:
         raise ValueError("`train_dataset` is required: the records to forget.")
+    for name, dataset in (("train", train_dataset), ("retain", retain_dataset)):
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise ValueError(f"The {name} dataset is empty. Pass at least one record.")
     if isinstance(train_dataset, IterableDataset):
         if args.precompute_teacher:
             raise ValueError(

@@ -1,0 +1,229 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""Bad input is refused before anything is trained, with the field and the remedy named and no text shown."""
+
+import pytest
+import torch
+from conftest import FORGET, RETAIN, config, rows, tiny_llama
+from datasets import Dataset
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from transformers import BitsAndBytesConfig
+
+from trl_rkld import RKLDConfig, RKLDTrainer
+from trl_rkld.data import load_records
+
+
+def make(tokenizer, folder, data=None, model=None, args=None, **kwargs):
+    return RKLDTrainer(
+        model or tiny_llama(len(tokenizer), tie_word_embeddings=True),
+        args=args or config(folder),
+        train_dataset=rows(FORGET) if data is None else data,
+        processing_class=tokenizer,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "The train dataset is empty"),
+        ([{"foo": "a", "bar": "b"}], r"columns \['bar', 'foo'\]; expected question \+ answer"),
+        ([{"question": "q", "answer": "a"}, {"question": "q", "answer": " "}], "Row 1 of the train .* empty `answer`"),
+        ([{"question": "q", "answer": None}], "Row 0 of the train .* empty `answer`"),
+        ([{"prompt": "q", "completion": ""}], "empty `completion`"),
+        ([{"messages": [{"role": "user", "content": "q"}]}], "not one of the assistant"),
+        ([{"input_ids": [5, 6, 7], "labels": [5, -100, -100]}], "Row 0 of the train dataset has no counted token"),
+        ([{"question": "q", "answer": "long " * 400}], "Row 0 .* has .* tokens, so `max_length=1024` would cut"),
+    ],
+)
+def test_data(data, message, tokenizer, tmp_path):
+    data = Dataset.from_list(data) if data else rows(FORGET).select([])
+    with pytest.raises(ValueError, match=message):
+        make(tokenizer, tmp_path, data)
+
+
+def test_no_message_shows_a_text(tokenizer, tmp_path):
+    secret = "Zaphod Beeblebrox"
+    with pytest.raises(ValueError, match="max_length") as error:
+        make(tokenizer, tmp_path, rows([(f"Who is {secret}?", f"{secret} " * 300)]))
+    assert secret not in str(error.value)
+
+
+def test_forget_set_is_required(tokenizer, tmp_path, llama):
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        RKLDTrainer(llama, args=config(tmp_path), processing_class=tokenizer)
+
+
+def test_overlap(tokenizer, tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=r"1 record\(s\) stand in the forget set and in `retain_dataset`, the first as row 2 and row 7",
+    ):
+        make(tokenizer, tmp_path, retain_dataset=rows([*RETAIN, FORGET[2]]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"packing": True}, "`packing` and `padding_free` are not supported"),
+        ({"padding_free": True}, "`packing` and `padding_free` are not supported"),
+        ({"assistant_only_loss": True}, "`assistant_only_loss=True`"),
+        ({"beta": 0.5}, "`beta` must be 1.0"),
+        ({"alpha": -1.0}, "`alpha` must not be negative"),
+        ({"retain_loss_type": "mse"}, "`retain_loss_type` must be"),
+        ({"retain_coef": -0.1}, "`retain_coef` must not be negative"),
+        ({"stop_at_forget_prob": 1.5}, "`stop_at_forget_prob` must lie between"),
+        ({"question_template": "no field"}, "`question_template` must contain"),
+        ({"augmented_num_train_epochs": 0}, "`augmented_num_train_epochs` must be positive"),
+        ({"augmented_learning_rate": 0.0}, "`augmented_learning_rate` must be positive"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "`skip_prepare_dataset`"),
+        ({"loss_type": "dft"}, "`loss_type`"),
+    ],
+)
+def test_settings(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **settings)
+
+
+def test_unknown_setting(tmp_path):
+    with pytest.raises(TypeError, match="alhpa"):
+        RKLDConfig(str(tmp_path), alhpa=4.0)
+
+
+@pytest.mark.parametrize("field", ["teacher_cache_dir", "augmented_output_dir"])
+def test_private_folders_inside_output_dir(field, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=f"`{field}` must not lie in `output_dir`"):
+        make(tokenizer, tmp_path, args=config(tmp_path, **{field: str(tmp_path / "output" / "x")}))
+
+
+def test_unwritable_teacher_cache(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("")
+    trainer = make(tokenizer, tmp_path, args=config(tmp_path, teacher_cache_dir=str(tmp_path / "file")))
+    with pytest.raises(ValueError, match="`teacher_cache_dir=.* can't be written to"):
+        trainer.train()
+
+
+def test_full_disk(tokenizer, tmp_path, monkeypatch):
+    trainer = make(tokenizer, tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    with pytest.raises(ValueError, match="`teacher_cache_dir=.*has 0.0 GB free"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("peft_config", "message"),
+    [
+        (PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "virtual tokens"),
+        (LoraConfig(init_lora_weights="pissa"), "`init_lora_weights='pissa'` changes the base weights"),
+        (LoraConfig(target_modules=["q_proj", "lm_head"]), "lm_head"),
+        (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "Remove `lm_head`"),
+        (LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]), "`trainable_token_indices`"),
+    ],
+)
+def test_adapters(peft_config, message, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make(tokenizer, tmp_path, peft_config=peft_config)
+
+
+def test_frozen_adapter(tokenizer, tmp_path, llama):
+    model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameters.*is_trainable=True"):
+        make(tokenizer, tmp_path, model=model)
+
+
+def test_8_bit(tokenizer, tmp_path, llama_path):
+    with pytest.raises(ValueError, match="Only 4-bit quantisation is supported"):
+        make(tokenizer, tmp_path, model=llama_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+def test_repacked_4_bit_model(tokenizer, tmp_path, llama_path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        llama_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.float32
+    )
+    model.model.layers[0].self_attn.q_proj.weight.quant_state.packing_format_for_cpu = True
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="repacked the 4-bit model"):
+        make(tokenizer, tmp_path, model=model)
+
+
+def test_streaming(tokenizer, tmp_path):
+    stream = rows(FORGET).to_iterable_dataset()
+    given = {"augmented_model": tiny_llama(len(tokenizer), seed=1)}
+    live = config(tmp_path, precompute_teacher=False, max_steps=1)
+    with pytest.raises(ValueError, match="can't be made from a streaming `train_dataset`. Pass `augmented_model`"):
+        make(tokenizer, tmp_path, stream, args=live)
+    with pytest.raises(ValueError, match="streaming `train_dataset` can't be cached"):
+        make(tokenizer, tmp_path, stream, **given)
+    with pytest.raises(ValueError, match="can't be paired with a `retain_dataset`"):
+        make(tokenizer, tmp_path, stream, args=live, retain_dataset=rows(RETAIN), **given)
+
+
+def test_no_chat_template(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        make(tokenizer, tmp_path, Dataset.from_list([{"messages": messages}]))
+    with pytest.raises(ValueError, match="`system_prompt` and `date_string` need a chat template"):
+        make(tokenizer, tmp_path, args=config(tmp_path, system_prompt="Be brief."))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("missing.jsonl", None, FileNotFoundError, "does not exist"),
+        ("broken.jsonl", '{"question": "a"}\n{"question": "Zaphod"', ValueError, "read as jsonl: line 2 is not JSON"),
+        ("empty.jsonl", "", ValueError, "holds no records"),
+        ("list.json", '["Zaphod"]', ValueError, "can't be read as json"),
+        ("data.txt", "Zaphod", ValueError, "not a file of a known kind"),
+        ("broken.parquet", "Zaphod", ValueError, "can't be read as parquet"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_files(name, content, error, message, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=message) as raised:
+        load_records(str(path))
+    assert "Zaphod" not in str(raised.value)
+
+
+def test_evaluation_without_a_teacher(tokenizer, tmp_path):
+    trainer = make(tokenizer, tmp_path, eval_dataset=rows(FORGET[:2]))
+    with pytest.raises(ValueError, match="There is no teacher before `train"):
+        trainer.evaluate()
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    with pytest.raises(ValueError, match="Pass every evaluation set as `eval_dataset`"):
+        trainer.evaluate(rows(RETAIN[:2]))
+
+
+def test_non_finite_student(tokenizer, tmp_path):
+    trainer = make(tokenizer, tmp_path, args=config(tmp_path, save_strategy="steps", save_steps=1))
+
+    def poison(*args, **kwargs):
+        if trainer.state.global_step == 2:
+            trainer.model.model.norm.weight.data.fill_(float("nan"))
+
+    trainer.optimizer = None
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_post_hook(lambda *_: poison())
+    trainer.model.model.norm.register_forward_pre_hook(poison)
+    with pytest.raises(FloatingPointError, match="not finite at step 3: the student's logits"):
+        trainer.train()
+    saved = sorted(path.name for path in (tmp_path / "output").glob("checkpoint-*"))
+    assert saved == ["checkpoint-1", "checkpoint-2"]
+    from safetensors.torch import load_file
+
+    assert all(torch.isfinite(x).all() for x in load_file(tmp_path / "output/checkpoint-2/model.safetensors").values())
+
+
+def test_non_finite_teacher(tokenizer, tmp_path):
+    augmented = tiny_llama(len(tokenizer), seed=1)
+    augmented.model.norm.weight.data.fill_(float("inf"))
+    trainer = make(tokenizer, tmp_path, augmented_model=augmented)
+    with pytest.raises(FloatingPointError, match="hidden states of the teacher are not finite"):
+        trainer.train()
+    assert not (tmp_path / "output").exists() or not list((tmp_path / "output").iterdir())

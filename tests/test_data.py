@@ -1,0 +1,215 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""Every format becomes the same counted tokens, and training and evaluation tokenise alike."""
+
+import json
+
+import pytest
+import torch
+from conftest import FORGET, RETAIN, config, history, rows
+from datasets import Dataset
+
+from trl_rkld import RKLDTrainer
+from trl_rkld.data import DataCollatorForUnlearning, RetainSampler, load_records
+from unlearn_eval.prompts import tokenize_conversation, tokenize_question
+
+
+QUESTION, ANSWER = FORGET[0]
+USER, ASSISTANT = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
+
+
+def prepared(tokenizer, llama, folder, data, **kwargs):
+    trainer = RKLDTrainer(
+        llama, args=config(folder, **kwargs), train_dataset=Dataset.from_list(data), processing_class=tokenizer
+    )
+    return trainer.train_dataset[0]
+
+
+def counted(tokenizer, row):
+    return tokenizer.decode([label for label in row["labels"] if label != -100])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": QUESTION, "answer": ANSWER},
+        {"question": QUESTION, "answer": ANSWER, "paraphrased_answer": "x", "perturbed_answer": ["y"]},
+        {"messages": [USER, ASSISTANT]},
+        {"prompt": [USER], "completion": [ASSISTANT]},
+        {"conversations": [{"from": "user", "value": QUESTION}, {"from": "assistant", "value": ANSWER}]},
+    ],
+    ids=["question", "TOFU", "messages", "conversational prompt", "ShareGPT"],
+)
+def test_conversational_formats_agree(row, tokenizer, llama, tmp_path):
+    sample = prepared(tokenizer, llama, tmp_path, [row])
+    text = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{ANSWER}<|im_end|>"
+    assert tokenizer.decode(sample["input_ids"]) == text
+    assert counted(tokenizer, sample) == f"{ANSWER}<|im_end|>"
+
+
+def test_only_the_last_turn_counts(tokenizer, llama, tmp_path):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        USER,
+        {"role": "assistant", "content": "One."},
+        USER,
+        ASSISTANT,
+    ]
+    sample = prepared(tokenizer, llama, tmp_path, [{"messages": messages}])
+    assert counted(tokenizer, sample) == f"{ANSWER}<|im_end|>"
+    assert tokenizer.decode(sample["input_ids"]).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+
+
+def test_plain_strings(tokenizer, llama, tmp_path):
+    sample = prepared(tokenizer, llama, tmp_path, [{"prompt": "Q: who? A:", "completion": " Ana."}])
+    assert counted(tokenizer, sample) == " Ana.<|im_end|>"
+    sample = prepared(tokenizer, llama, tmp_path, [{"text": "Ana lives in Quito."}])
+    assert sample["labels"] == sample["input_ids"]
+    assert counted(tokenizer, sample) == "Ana lives in Quito.<|im_end|>"
+    sample = prepared(tokenizer, llama, tmp_path, [{"body": "Ana."}], dataset_text_field="body")
+    assert counted(tokenizer, sample) == "Ana.<|im_end|>"
+
+
+def test_tokenised_data(tokenizer, llama, tmp_path):
+    sample = prepared(tokenizer, llama, tmp_path, [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}])
+    assert sample["labels"] == [-100, -100, 7, 8]
+    sample = prepared(tokenizer, llama, tmp_path, [{"input_ids": [5, 6, 7, 8], "assistant_masks": [0, 0, 0, 1]}])
+    assert sample["labels"] == [-100, -100, -100, 8]
+
+
+def test_system_prompt_and_question_template(tokenizer, llama, tmp_path):
+    row = {"question": QUESTION, "answer": ANSWER}
+    sample = prepared(tokenizer, llama, tmp_path, [row], system_prompt="Be kind.")
+    assert tokenizer.decode(sample["input_ids"]).startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user")
+    sample = prepared(tokenizer, llama, tmp_path, [row], question_template="[INST] {question} [/INST]")
+    assert tokenizer.decode(sample["input_ids"]) == f"[INST] {QUESTION} [/INST]{ANSWER}<|im_end|>"
+
+
+def test_training_and_evaluation_tokenise_alike(tokenizer, llama, tmp_path):
+    for system_prompt in (None, "You are a helpful assistant."):
+        tokens = tokenize_question(tokenizer, QUESTION, ANSWER, system_prompt=system_prompt)
+        sample = prepared(
+            tokenizer, llama, tmp_path, [{"question": QUESTION, "answer": ANSWER}], system_prompt=system_prompt
+        )
+        assert sample["input_ids"] == tokens.prompt_ids + tokens.answer_ids
+        assert sample["labels"] == [-100] * len(tokens.prompt_ids) + tokens.answer_ids
+
+
+TEMPLATES = {
+    # What the template puts behind the answer, and how often an end token stands there.
+    "newline": "{{ m['content'] }}<|im_end|>\n",
+    "bare": "{{ m['content'] }}<|im_end|>",
+    "two ends": "{{ m['content'] }}<|im_end|><|im_start|>",
+    "no end": "{{ m['content'] }}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_answer_ends_in_one_end_of_turn_token(name, tokenizer, monkeypatch):
+    prompt = "{% if m['role'] == 'user' %}Q{{ m['content'] }}A{% else %}"
+    template = "{% for m in messages %}" + prompt + TEMPLATES[name] + "{% endif %}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    tokens = tokenize_conversation(tokenizer, [USER], [ASSISTANT])
+    assert tokens.answer_ids[-1] == tokenizer.eos_token_id
+    assert tokens.answer_ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(tokens.answer_ids) == f"{ANSWER}<|im_end|>"
+
+
+def test_date_string_reaches_the_template(tokenizer, monkeypatch):
+    template = "{{ date_string }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    tokens = tokenize_question(tokenizer, QUESTION, ANSWER, date_string="10 Apr 2025")
+    assert tokenizer.decode(tokens.prompt_ids).startswith("10 Apr 2025")
+
+
+def test_plain_format_without_a_chat_template(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    tokens = tokenize_question(tokenizer, QUESTION, ANSWER)
+    whole = tokenizer.decode(tokens.prompt_ids + tokens.answer_ids)
+    assert whole == f"Question: {QUESTION}\nAnswer: {ANSWER}<|im_end|>"
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_local_files(suffix, tmp_path):
+    data = [{"question": "Wer, „du“?", "answer": "Ja,\nich\u2028."}, {"question": "b", "answer": "c"}]
+    path = tmp_path / f"forget.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps(data, ensure_ascii=False))
+    elif suffix == "jsonl":
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in data) + "\n\n")
+    elif suffix == "csv":
+        path.write_text('question,answer\n"Wer, „du“?","Ja,\nich\u2028."\nb,c\n')
+    else:
+        Dataset.from_list(data).to_parquet(path)
+    loaded = load_records(str(path))
+    assert loaded.to_list() == data
+    assert not loaded.cache_files
+
+
+def test_forget_texts_are_cached_nowhere(tokenizer, llama, tmp_path, monkeypatch):
+    """Not even where the user's own data set lies in the shared cache."""
+    cached = Dataset.from_list([{"question": QUESTION, "answer": ANSWER}] * 3)
+    cached.save_to_disk(tmp_path / "hub")
+    data = Dataset.load_from_disk(str(tmp_path / "hub"))
+    before = sorted(tmp_path.rglob("*.arrow"))
+    trainer = RKLDTrainer(llama, args=config(tmp_path), train_dataset=data, processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()
+    assert sorted(tmp_path.rglob("*.arrow")) == before
+    assert trainer.train_dataset.column_names == ["input_ids", "labels", "sample_id"]
+    for path in (tmp_path / "output").rglob("*"):
+        if path.is_file() and path.name != "tokenizer.json":
+            assert b"Ana" not in path.read_bytes(), path
+    assert all("Ana" not in str(entry) for entry in trainer.state.log_history)
+
+
+def test_retain_sampler_draws_each_before_any_again():
+    sampler = RetainSampler(seed=0, num_forget=5, num_retain=7)
+    draws = [sampler(epoch, index) for epoch in range(7) for index in range(5)]
+    for start in range(0, 35, 7):
+        assert sorted(draws[start : start + 7]) == list(range(7))
+    assert len({tuple(draws[start : start + 7]) for start in range(0, 35, 7)}) > 1
+    fresh = RetainSampler(seed=0, num_forget=5, num_retain=7)
+    assert [fresh(6, 4), fresh(0, 0), fresh(3, 2)] == [sampler(6, 4), sampler(0, 0), sampler(3, 2)]
+    assert draws != [RetainSampler(1, 5, 7)(epoch, index) for epoch in range(7) for index in range(5)]
+
+
+def test_collator(tokenizer):
+    collator = DataCollatorForUnlearning(pad_token_id=2)
+    batch = collator(
+        [
+            {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "sample_id": 4},
+            {"input_ids": [8], "labels": [8], "sample_id": 1},
+        ]
+    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 2, 2]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["sample_id"].tolist() == [4, 1]
+
+
+def test_streaming_with_a_live_teacher(tokenizer, llama, tmp_path):
+    args = config(tmp_path, precompute_teacher=False, max_steps=3, augmented_num_train_epochs=1)
+    trainer = RKLDTrainer(
+        llama,
+        augmented_model=llama.__class__(llama.config),
+        args=args,
+        train_dataset=rows(FORGET).to_iterable_dataset(),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert len(history(trainer, "loss")) == 3
+
+
+def test_several_evaluation_sets(tokenizer, llama, tmp_path):
+    trainer = RKLDTrainer(
+        llama,
+        args=config(tmp_path, eval_strategy="epoch"),
+        train_dataset=rows(FORGET),
+        eval_dataset={"own": rows(FORGET), "other": rows(RETAIN)},
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_own_loss"] > 0
+    assert metrics["eval_other_loss"] > 0
+    assert torch.tensor(metrics["eval_own_loss"]) != metrics["eval_other_loss"]
