@@ -28,14 +28,23 @@ Keys of the JSON line:
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, machine_facts, peak_memory, print_table, print_targets, reset_peak_memory, synchronize
+from common import (
+    RETURN_FREED_MEMORY,
+    finish,
+    machine_facts,
+    output_of_own_process,
+    peak_memory,
+    print_table,
+    print_targets,
+    reset_peak_memory,
+    synchronize,
+)
 
 from trl_rkld.losses import HeadInput, LMHead, chunked_divergence, unlearning_teacher_logits
 
@@ -47,7 +56,6 @@ TARGETS = {
     "flatness_trained_head": ("<=", 1.1),
     "flatness_frozen_head": ("<=", 1.1),
 }
-_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def dense_loss(student: HeadInput, original: HeadInput, augmented: HeadInput, labels: torch.Tensor) -> torch.Tensor:
@@ -89,7 +97,7 @@ def make_inputs(num_tokens: int, vocab_size: int, hidden_size: int, head: str) -
 def measure(loss_name: str, head: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, float]:
     """Peak bytes above the inputs, seconds and value of one loss, forward and backward, in this process."""
     loss_function = {"dense": dense_loss, "chunked": chunked_loss}[loss_name]
-    loss_function(*make_inputs(8, 64, hidden_size, head)).backward()  # loads the libraries' code and starts the threads
+    loss_function(*make_inputs(8, 64, hidden_size, head)).backward()  # loads the libraries, starts the threads
     inputs = make_inputs(num_tokens, vocab_size, hidden_size, head)
     synchronize()
     before = reset_peak_memory()
@@ -102,9 +110,7 @@ def measure(loss_name: str, head: str, num_tokens: int, vocab_size: int, hidden_
 
 
 def measure_in_own_process(setting: tuple) -> dict[str, float]:
-    command = [sys.executable, __file__, "--setting", json.dumps(setting)]
-    output = subprocess.run(command, env=os.environ | _MALLOC, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    return output_of_own_process([__file__, "--setting", json.dumps(setting)])
 
 
 def check_free_memory(num_tokens: int, vocab_size: int) -> None:
@@ -162,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         "hidden_size": args.hidden_size,
         "dtype": "float32",
         "gradient_checkpointing": False,
-        "malloc": None if torch.cuda.is_available() else _MALLOC,
+        "malloc": None if torch.cuda.is_available() else RETURN_FREED_MEMORY,
     }
     quantities = [(names[setting], key, m[key]) for setting, m in measured.items() for key in ("bytes", "seconds")]
     finish("loss_memory", quantities, result, run, facts, args.csv)

@@ -7,8 +7,10 @@ fine-tuning with TRL's `SFTTrainer`.
 
 Same model, samples and settings for both, a process of its own for each run. RKLD's holds augmented training, caching and
 distillation. On the CPU the peak is the high-water mark of the process's resident memory (VmHWM): Python and its imports
-are in it, for both, and so are files mapped into memory. On CUDA it is `torch.cuda.max_memory_allocated`. float32 and no
-gradient checkpointing unless asked for.
+are in it, for both, and so are files mapped into memory. glibc is told to give freed blocks back to the system
+(`MALLOC_ARENA_MAX`, `MALLOC_MMAP_THRESHOLD_`): left to itself it holds hundreds of megabytes of them, more or fewer by
+chance, and that is not what a run needs. On CUDA the peak is `torch.cuda.max_memory_allocated`. float32 and no gradient
+checkpointing unless asked for.
 
 Keys of the JSON line:
     full_over_sft, lora_over_sft, qlora_over_sft   peak of RKLD over that of SFT
@@ -19,19 +21,21 @@ Keys of the JSON line:
 
 import argparse
 import json
-import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from common import (
     MODES,
+    RETURN_FREED_MEMORY,
     add_training_arguments,
     finish,
     load_samples,
     machine_facts,
     make_trainer,
+    output_of_own_process,
     peak_memory,
     print_table,
     print_targets,
@@ -77,12 +81,6 @@ def measure(method: str, mode: str, args: argparse.Namespace) -> dict[str, int]:
     }
 
 
-def measure_in_own_process(run: tuple[str, str]) -> dict[str, int]:
-    command = [sys.executable, *sys.argv, "--run", *run]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -90,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     add_training_arguments(parser)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--rows", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=2, help="of either training; the peak comes with the first steps")
+    parser.add_argument("--epochs", type=int, default=2, help="of either training; the first steps reach the peak")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)  # method and mode, measured in this process
     return parser.parse_args()
 
@@ -105,7 +103,7 @@ def main() -> None:
     peaks = {}
     for method, mode in runs:
         print("measuring", mode, method, file=sys.stderr, flush=True)
-        peaks[method, mode] = measure_in_own_process((method, mode))
+        peaks[method, mode] = output_of_own_process([*sys.argv, "--run", method, mode])
     result = {
         f"{mode}_over_sft": round(peaks["rkld", mode]["run"] / peaks["sft", mode]["run"], 4) for mode in args.modes
     }
@@ -113,16 +111,12 @@ def main() -> None:
         f"{mode} {method}": {phase: round(size / 1e6, 1) for phase, size in peaks[method, mode].items()}
         for method, mode in runs
     }
-    print_table(
-        ["mode", "method", "MB after imports", "peak of preparation", "of training", "of the run", "over sft"],
-        [
-            [mode, method, *megabytes[f"{mode} {method}"].values(), peaks[method, mode]["run"] / peaks["sft", mode]["run"]]
-            for method, mode in runs
-        ],
-    )
+    rows = [[mode, method, *megabytes[f"{mode} {method}"].values()] for method, mode in runs]
+    print_table(["mode", "method", "MB after imports", "peak of preparation", "of training", "of the run"], rows)
     print_targets(result, TARGETS)
     settings = training_facts(args, load_samples(args.model, args.tofu, args.rows))
     settings |= {"rows": args.rows, "epochs": args.epochs}
+    settings["malloc"] = None if torch.cuda.is_available() else RETURN_FREED_MEMORY
     quantities = [(name, f"{phase}_mb", size) for name, sizes in megabytes.items() for phase, size in sizes.items()]
     finish("run_memory", quantities, result | {"peak_mb": megabytes}, settings, facts, args.csv)
 

@@ -225,7 +225,7 @@ def ratio(seconds: dict[str, list[float]], method: str, base: str) -> float:
     return median(a / b for a, b in zip(seconds[method], seconds[base], strict=True))
 
 
-def ratios(steps: dict[str, dict[str, list[float]]], whole_runs: dict[str, dict[str, list[float]]]) -> dict[str, float]:
+def ratios(steps: dict[str, dict], whole_runs: dict[str, dict]) -> dict[str, float]:
     """Every ratio, first under its bare name in the mode that it stands for."""
     measured = {key: {mode: ratio(steps[mode], *pair) for mode in steps} for key, pair in RATIOS.items()}
     measured["whole_run_over_sft"] = {

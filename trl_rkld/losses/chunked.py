@@ -63,9 +63,10 @@ def chunked_nll(student: HeadInput, labels: torch.Tensor) -> TokenLosses:
     """
 
     def score(log_probs: torch.Tensor, rows: slice):
-        losses = -log_probs.gather(-1, labels[rows, None]).squeeze(-1)
+        targets = labels[rows, None].to(log_probs.device)
+        losses = -log_probs.gather(-1, targets).squeeze(-1)
         grad = log_probs.exp_()
-        grad.scatter_add_(-1, labels[rows, None], grad.new_full((grad.shape[0], 1), -1.0))
+        grad.scatter_add_(-1, targets, grad.new_full((grad.shape[0], 1), -1.0))
         zeros = torch.zeros_like(losses)
         return losses, grad, zeros, zeros
 
@@ -143,10 +144,12 @@ def _log_softmax_(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _apply(student: HeadInput, labels: torch.Tensor, score: Callable) -> TokenLosses:
+    # Of a model split over devices, the head may lie on another one than the last layer.
+    hidden_states, head = student.hidden_states.to(student.head.weight.device), student.head
     needs_grad = torch.is_grad_enabled()
     return TokenLosses(
         *_ChunkedLoss.apply(
-            student.hidden_states, student.head.weight, student.head.bias, student.head, labels, score, needs_grad
+            hidden_states, head.weight, head.bias, head, labels.to(head.weight.device), score, needs_grad
         )
     )
 

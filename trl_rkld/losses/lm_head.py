@@ -46,7 +46,7 @@ class LMHead(NamedTuple):
             `torch.Tensor`:
                 Logits of shape `(num_tokens, vocab_size)` in float32, in a buffer of their own.
         """
-        logits = _matmul_fp32(hidden_states, self.weight)
+        logits = _matmul_fp32(hidden_states.to(self.weight.device), self.weight)
         if self.bias is not None:
             logits += self.bias
         if self.scale != 1.0:

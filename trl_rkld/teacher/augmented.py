@@ -22,10 +22,7 @@ from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import use_adapter
 
-from .roles import Role
-
-
-AUGMENTED = "augmented"
+from .roles import AUGMENTED, Role
 
 
 class _AugmentedTrainer(SFTTrainer):

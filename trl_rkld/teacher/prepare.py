@@ -16,7 +16,6 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from .augmented import (
-    AUGMENTED,
     adapter_role,
     copy_adapter,
     keep_augmented_model,
@@ -25,7 +24,7 @@ from .augmented import (
 from .fingerprint import hash_files, hash_json, hash_model, hash_samples
 from .hidden_states import HiddenStates
 from .private_folder import PrivateFolder
-from .roles import Role, is_quantized, keep_quantized_weights, without_peft
+from .roles import AUGMENTED, Role, is_quantized, keep_quantized_weights, without_peft
 from .teacher import CachedTeacher, LiveTeacher, frozen_head, read_fingerprint
 
 
@@ -63,22 +62,23 @@ def prepare_teacher(
         [`~trl_rkld.teacher.teacher.CachedTeacher`] or [`~trl_rkld.teacher.teacher.LiveTeacher`]:
             The teacher.
     """
-    if not trainer.args.precompute_teacher:
-        return _live_teacher(trainer, folder, stack)
     path = folder.path / "teacher.safetensors"
-    student_head = Role(trainer.model).head()
     if path.is_file() and read_fingerprint(path) == fingerprint:
-        return CachedTeacher.load(path, student_head, trainer.accelerator.device)
-    teacher = _cached_teacher(trainer, folder)
+        return CachedTeacher.load(path, Role(trainer.model).head(), trainer.accelerator.device)
+    if trainer.args.precompute_teacher:
+        teacher = _cached_teacher(trainer, folder)
+    else:
+        teacher = _live_teacher(trainer, folder, stack)
     if expected_digest is not None and teacher.digest() != expected_digest:
         raise ValueError(
-            f"The cached teacher of this run is gone from `teacher_cache_dir={str(folder.root)!r}`, and the one made "
-            "anew differs from it in its last digits (another device or number of threads?). Resuming would change "
-            "the teacher midway. Start again without `resume_from_checkpoint`."
+            f"The teacher of this run is gone from `teacher_cache_dir={str(folder.root)!r}`, and the one made anew "
+            "differs from it in its last digits (another device or number of threads?). Resuming would change the "
+            "teacher midway. Start again without `resume_from_checkpoint`."
         )
-    if trainer.accelerator.is_main_process:
-        teacher.save(path, fingerprint)
-    trainer.accelerator.wait_for_everyone()
+    if trainer.args.precompute_teacher:
+        if trainer.accelerator.is_main_process:
+            teacher.save(path, fingerprint)
+        trainer.accelerator.wait_for_everyone()
     return teacher
 
 

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 from ..losses import HeadInput, LMHead, chunked_nll, lm_head_of
 
 
+AUGMENTED = "augmented"  # name of the adapter, where the augmented model is one
+
+
 @dataclass(frozen=True)
 class Role:
     """

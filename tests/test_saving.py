@@ -1,0 +1,332 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""What is saved, what the card says, what is refused and what is cleaned up."""
+
+import json
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import FORGET, RETAIN, config, history, rows, tiny_llama
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from trl_rkld import RKLDConfig, RKLDTrainer
+from trl_rkld.scripts.merge import merge
+from trl_rkld.teacher.private_folder import PrivateFolder
+from trl_rkld.trainer.run_record import read_record
+
+
+def lora_trainer(path, tokenizer, folder, quantization=None, **kwargs):
+    return RKLDTrainer(
+        path,
+        args=config(folder, **kwargs),
+        train_dataset=rows(FORGET),
+        processing_class=tokenizer,
+        quantization_config=quantization,
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )
+
+
+def test_card_and_record(llama, tokenizer, tmp_path):
+    trainer = RKLDTrainer(
+        llama,
+        args=config(tmp_path, save_strategy="epoch"),
+        train_dataset=rows(FORGET),
+        retain_dataset=rows(RETAIN),
+        processing_class=tokenizer,
+    )
+    output = trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "output/README.md").read_text()
+    for part in ("2406.01983", "NAACL 2025", "forget 5 records", trainer.forget_set_hash, "`alpha` | 8.0", "rkld"):
+        assert part in card, part
+    assert "What else must be deleted" in card
+    assert "This is an adapter" not in card
+    for question, answer in FORGET + RETAIN:
+        assert question not in card
+        assert answer not in card
+    record = read_record(tmp_path / "output")
+    assert record["finished"]
+    assert record["num_forget"] == len(FORGET)
+    assert record["settings"]["alpha"] == 8.0
+    assert record["quantization"] is None
+    assert {
+        "forget_prob_before",
+        "forget_prob_after",
+        "retain_prob_before",
+        "retain_prob_after",
+    } <= output.metrics.keys()
+
+
+def test_tags(llama, tokenizer, tmp_path):
+    trainer = RKLDTrainer(llama, args=config(tmp_path), train_dataset=rows(FORGET), processing_class=tokenizer)
+    trainer.train()
+    assert set(trainer.model.model_tags) == {"trl", "rkld"}
+
+
+def test_adapter_card_warns(llama_path, tokenizer, tmp_path):
+    trainer = lora_trainer(llama_path, tokenizer, tmp_path, max_steps=1)
+    trainer.train()
+    trainer.create_model_card()
+    assert "Switching it off brings the forgotten knowledge back" in (tmp_path / "output/README.md").read_text()
+
+
+@pytest.mark.parametrize("precompute_teacher", [True, False])
+def test_saved_student_is_the_student(precompute_teacher, llama_path, tokenizer, tmp_path):
+    trainer = lora_trainer(llama_path, tokenizer, tmp_path, precompute_teacher=precompute_teacher)
+    trainer.train()
+    trainer.save_model()
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama_path), tmp_path / "output")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["float32", "4-bit", "4-bit nested"])
+def test_merge(kind, llama_path, tokenizer, tmp_path):
+    """Merged into the (dequantised) base, the model computes what base and adapter computed."""
+    quantization = None
+    if kind != "float32":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=kind == "4-bit nested",
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+    trainer = lora_trainer(llama_path, tokenizer, tmp_path, quantization)
+    trainer.train()
+    trainer.save_model()
+    merge(str(tmp_path / "output"), str(tmp_path / "merged"), torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.dtype == torch.float32
+    assert getattr(merged, "hf_quantizer", None) is None
+    ids = torch.arange(5, 25)[None]
+    trainer.model.train()  # in evaluation mode bitsandbytes would repack the weights
+    with torch.no_grad():
+        expected, base = trainer.model(ids).logits, AutoModelForCausalLM.from_pretrained(llama_path)(ids).logits
+        torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-3, atol=2e-3 * expected.abs().max().item())
+    assert (expected - base).abs().max() > 0.01 * expected.abs().max()
+    assert read_record(tmp_path / "merged")["merged"]
+    with pytest.raises(ValueError, match="is not empty"):
+        merge(str(tmp_path / "output"), str(tmp_path / "merged"))
+    with pytest.raises(ValueError, match="is not an adapter"):
+        merge(llama_path, str(tmp_path / "other"))
+
+
+def unfinished(tokenizer, folder, monkeypatch, **kwargs):
+    """A run that dies in its third step and leaves a checkpoint of the second."""
+    step = RKLDTrainer.training_step
+
+    def dying(trainer, *args, **kwargs):
+        if trainer.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RKLDTrainer, "training_step", dying)
+        trainer = RKLDTrainer(
+            tiny_llama(len(tokenizer), tie_word_embeddings=True),
+            args=config(folder, save_strategy="steps", save_steps=2, **kwargs),
+            train_dataset=rows(FORGET),
+            processing_class=tokenizer,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    del trainer
+    return folder / "output" / "checkpoint-2"
+
+
+def test_unfinished_checkpoint_is_no_original(tokenizer, tmp_path, monkeypatch):
+    checkpoint = unfinished(tokenizer, tmp_path, monkeypatch)
+    args = config(tmp_path / "next")
+    with pytest.raises(ValueError, match="checkpoint of an unfinished run on this very forget set"):
+        RKLDTrainer(str(checkpoint), args=args, train_dataset=rows(FORGET), processing_class=tokenizer)
+    with pytest.raises(ValueError, match="checkpoint of an unfinished run"):
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        RKLDTrainer(model, args=args, train_dataset=rows(FORGET), processing_class=tokenizer)
+    # Another forget set is another request: whoever starts from there knows what they do.
+    RKLDTrainer(str(checkpoint), args=args, train_dataset=rows(FORGET[:2]), processing_class=tokenizer)
+
+
+def test_checkpoints_of_a_finished_run_are_models(llama, tokenizer, tmp_path):
+    args = config(tmp_path, save_strategy="epoch")
+    trainer = RKLDTrainer(llama, args=args, train_dataset=rows(FORGET), processing_class=tokenizer)
+    trainer.train()
+    checkpoint = tmp_path / "output" / "checkpoint-3"
+    assert read_record(checkpoint)["finished"]
+    RKLDTrainer(
+        str(checkpoint), args=config(tmp_path / "next"), train_dataset=rows(FORGET), processing_class=tokenizer
+    ).train()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": 4.0}, "`alpha` changed"),
+        ({"beta": 0.0}, "`beta` changed"),
+        ({"augmented_num_train_epochs": 5}, "the settings changed"),
+        ({"seed": 1, "model": 1}, "the model changed"),
+        ({"data": FORGET[:4]}, "the data changed"),
+    ],
+)
+def test_resuming_with_another_teacher_is_refused(change, message, tokenizer, tmp_path, monkeypatch):
+    unfinished(tokenizer, tmp_path, monkeypatch)
+    model = tiny_llama(len(tokenizer), seed=change.pop("model", 0), tie_word_embeddings=True)
+    data = rows(change.pop("data", FORGET))
+    change.pop("seed", None)
+    args = config(tmp_path, save_strategy="steps", save_steps=2, **change)
+    trainer = RKLDTrainer(model, args=args, train_dataset=data, processing_class=tokenizer)
+    with pytest.raises(ValueError, match=f"can't be resumed with another teacher: .*{message}"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_incomplete_checkpoint_is_passed_over(tokenizer, tmp_path, monkeypatch):
+    checkpoint = unfinished(tokenizer, tmp_path, monkeypatch)
+    (tmp_path / "output" / "checkpoint-4").mkdir()  # killed while it was written
+    args = config(tmp_path, save_strategy="no")
+    trainer = RKLDTrainer(
+        tiny_llama(len(tokenizer), tie_word_embeddings=True),
+        args=args,
+        train_dataset=rows(FORGET),
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.log_history[0]["step"] == 1  # the history of checkpoint-2 goes on
+    (checkpoint / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="has no whole checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_failed_save_leaves_the_last_one(llama, tokenizer, tmp_path, monkeypatch):
+    trainer = RKLDTrainer(llama, args=config(tmp_path), train_dataset=rows(FORGET), processing_class=tokenizer)
+    trainer.save_model()
+    before = load_file(tmp_path / "output/model.safetensors")
+    trainer.train()
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tokenizer.__class__, "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save_model()
+    after = load_file(tmp_path / "output/model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_private_folder(tokenizer, tmp_path, monkeypatch):
+    unfinished(tokenizer, tmp_path, monkeypatch)
+    (folder,) = (path for path in (tmp_path / "teacher").iterdir() if path.is_dir())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    files = list(folder.glob("*.safetensors"))
+    assert [path.name for path in files] == ["teacher.safetensors"]
+    assert stat.S_IMODE(files[0].stat().st_mode) == 0o600
+
+
+def test_dead_runs_are_removed(tmp_path):
+    """What a dead run left is removed at the next start, unless it has a checkpoint to resume from."""
+    script = (
+        "import sys, os\n"
+        "from trl_rkld.teacher.private_folder import PrivateFolder\n"
+        "folder = PrivateFolder(sys.argv[1], sys.argv[2])\n"
+        "folder.open(resuming=False, needed_bytes=0)\n"
+        "(folder.path / 'teacher.safetensors').write_text('secret')\n"
+        "print(folder.path, flush=True)\n"
+        "os._exit(9)\n"
+    )
+
+    def die(name):
+        command = [sys.executable, "-c", script, str(tmp_path / "root"), str(tmp_path / name)]
+        output = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})
+        return next(path for path in (tmp_path / "root").iterdir() if str(path) == output.stdout.strip())
+
+    (tmp_path / "resumable" / "checkpoint-1").mkdir(parents=True)
+    hopeless, resumable = die("hopeless"), die("resumable")
+    alive = PrivateFolder(tmp_path / "root", tmp_path / "alive")
+    alive.open(resuming=False, needed_bytes=0)
+    assert not hopeless.exists()
+    assert (resumable / "teacher.safetensors").exists()
+    another = PrivateFolder(tmp_path / "root", tmp_path / "another")
+    another.open(resuming=False, needed_bytes=0)
+    assert alive.path.exists()  # its lock is held
+    with pytest.raises(RuntimeError, match="Another run with `output_dir=.* is going on"):
+        PrivateFolder(tmp_path / "root", tmp_path / "alive").open(resuming=False, needed_bytes=0)
+    again = PrivateFolder(tmp_path / "root", tmp_path / "resumable")
+    again.open(resuming=True, needed_bytes=0)
+    assert (again.path / "teacher.safetensors").exists()
+    again.close()
+    again.open(resuming=False, needed_bytes=0)
+    assert not (again.path / "teacher.safetensors").exists()
+    for folder in (alive, another, again):
+        folder.close()
+    assert not list((tmp_path / "root").iterdir())
+
+
+def test_stops_when_forgotten(llama, tokenizer, tmp_path):
+    trainer = RKLDTrainer(
+        llama,
+        args=config(tmp_path, num_train_epochs=6, stop_at_forget_prob=0.9),
+        train_dataset=rows(FORGET),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert trainer.state.epoch == 1.0
+
+
+def test_verdict_names_what_to_raise(llama, tokenizer, tmp_path, caplog):
+    args = config(tmp_path, learning_rate=1e-9, max_steps=2)
+    trainer = RKLDTrainer(llama, args=args, train_dataset=rows(FORGET), processing_class=tokenizer)
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert "Raise `learning_rate` first" in caplog.text
+
+
+def test_dropout_is_off(llama_path, tokenizer, tmp_path):
+    for disable in (True, False):
+        args = config(tmp_path, disable_dropout=disable)
+        trainer = RKLDTrainer(
+            llama_path,
+            args=args,
+            train_dataset=rows(FORGET),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5),
+        )
+        rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert rates == ({0} if disable else {0.5})
+
+
+def test_training_arguments_are_converted(llama, tokenizer, tmp_path):
+    from transformers import TrainingArguments
+
+    args = TrainingArguments(str(tmp_path), use_cpu=True, learning_rate=3e-4, num_train_epochs=2)
+    trainer = RKLDTrainer(llama, args=args, train_dataset=rows(FORGET), processing_class=tokenizer)
+    assert trainer.args.alpha == 8.0
+    assert trainer.args.learning_rate == 3e-4
+
+
+def test_defaults_are_the_papers(tmp_path):
+    args = RKLDConfig(str(tmp_path), use_cpu=True)
+    assert (args.alpha, args.beta, args.learning_rate, args.weight_decay) == (8.0, 1.0, 1e-5, 0.01)
+    assert (args.num_train_epochs, args.augmented_num_train_epochs) == (10, 10)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
+    assert args.warmup_steps == pytest.approx(0.1)  # as a ratio: the first of ten epochs
+    assert RKLDConfig(str(tmp_path), use_cpu=True, num_train_epochs=1).warmup_steps == 0
+    assert RKLDConfig(str(tmp_path), use_cpu=True, warmup_steps=7).warmup_steps == 7
+
+
+def test_logs_show_forgetting(llama, tokenizer, tmp_path):
+    trainer = RKLDTrainer(
+        llama,
+        args=config(tmp_path),
+        train_dataset=rows(FORGET),
+        retain_dataset=rows(RETAIN),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    entries = history(trainer, "forget_prob", "teacher_gap", "teacher_entropy", "forget_loss", "retain_prob")
+    assert len(entries) == trainer.state.max_steps
+    state = json.dumps(trainer.state.log_history)
+    assert all(answer not in state for _, answer in FORGET)

@@ -1,0 +1,100 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""`trl-rkld <command>`: training commands go through `accelerate launch`, as `trl` does; the others run here."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+from .recipes_index import list_recipes, recipe_path, run_recipes
+
+
+TRAINING_COMMANDS = {
+    "rkld": "unlearn by reverse-KL distillation",
+    "finetune": "fine-tune a model on the records (to try unlearning out)",
+}
+COMMANDS = {
+    "merge": "merge an adapter into its base (4-bit: into the dequantised base)",
+    "demo": "fine-tune, unlearn and compare a small model on the spot (a few minutes, no network)",
+    "recipes": "list the recipes, or copy one",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run a command.
+
+    Args:
+        argv (`list[str]`, *optional*):
+            Arguments after the program's name. Defaults to those of the process.
+
+    Returns:
+        `int`:
+            Exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    command, arguments = argv[0], argv[1:]
+    try:
+        if command in TRAINING_COMMANDS:
+            return _launch(command, arguments)
+        if command == "recipes":
+            return run_recipes(arguments)
+        if command in COMMANDS:
+            return importlib.import_module(f".scripts.{command}", __package__).run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"trl-rkld {command}: {error}", file=sys.stderr)
+        return 2
+    print(f"trl-rkld: there is no command `{command}`.\n\n{_usage()}", file=sys.stderr)
+    return 2
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, text in (TRAINING_COMMANDS | COMMANDS).items()]
+    return "usage: trl-rkld <command> [--help] [arguments]\n\ncommands:\n" + "\n".join(lines)
+
+
+def _launch(command: str, arguments: list[str]) -> int:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+    from trl.cli.commands.training import _subtract_subsequence
+
+    arguments = _resolve_recipe(arguments)
+    module = importlib.import_module(f".scripts.{command}", __package__)
+    parser = module.make_parser(prog=f"trl-rkld {command}")
+    *_, unknown_keys, launch_arguments = parser.parse_args_and_config(
+        arguments, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    if unknown_keys:
+        # Also where accelerate would take it: a recipe says what is trained, the command line on how many devices.
+        keys = ", ".join(f"`{key[2:]}`" for key in unknown_keys if key.startswith("--"))
+        raise ValueError(
+            f"unknown key in the config file: {keys}. Correct it; arguments of `accelerate launch`, such as "
+            "--num_processes, go on the command line."
+        )
+    script_arguments = _subtract_subsequence(arguments, launch_arguments)
+    launch = resolve_accelerate_config_argument(launch_arguments) + [module.__file__, *script_arguments]
+    try:
+        launch_command(launch_command_parser().parse_args(launch))
+    except subprocess.CalledProcessError as error:  # the script has said why
+        return error.returncode
+    return 0
+
+
+def _resolve_recipe(arguments: list[str]) -> list[str]:
+    """Let `--config` name a recipe as well as a file."""
+    if "--config" in arguments[:-1]:
+        value = arguments.index("--config") + 1
+        if not Path(arguments[value]).is_file():
+            if arguments[value] not in list_recipes():
+                raise ValueError(
+                    f"`--config {arguments[value]}` is neither a file nor a recipe. `trl-rkld recipes` lists them."
+                )
+            arguments = [*arguments[:value], str(recipe_path(arguments[value])), *arguments[value + 1 :]]
+    return arguments
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+from dataclasses import dataclass, field
+
+from trl import ScriptArguments
+
+
+@dataclass
+class UnlearningScriptArguments(ScriptArguments):
+    """
+    Arguments of the training scripts: which records to forget, and which to keep.
+
+    Args:
+        dataset_name (`str`):
+            Forget set: a JSON, JSONL, CSV or Parquet file, or a Hub id.
+        dataset_config, dataset_train_split (`str`, *optional*):
+            Configuration and split of a Hub id.
+        retain_dataset_name, retain_dataset_config, retain_dataset_split (`str`, *optional*):
+            The same for the retain set.
+        max_retain_samples (`int`, *optional*):
+            Use only the first rows of the retain set.
+        eval_dataset_name, eval_dataset_config, eval_dataset_split (`str`, *optional*):
+            The same for the evaluation set, needed where `eval_strategy` is not `"no"`.
+        augmented_model_name_or_path (`str`, *optional*):
+            Augmented model to use instead of making one: path or Hub id of a model or an adapter.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check everything, and print one sample with its counted tokens marked (on a terminal only), the number of
+            updates and an estimate of the memory. Loads no weights.
+    """
+
+    retain_dataset_name: str | None = field(
+        default=None, metadata={"help": "Retain set: a JSON, JSONL, CSV or Parquet file, or a Hub id."}
+    )
+    retain_dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the retain set on the Hub."}
+    )
+    retain_dataset_split: str = field(default="train", metadata={"help": "Split of the retain set on the Hub."})
+    max_retain_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first rows of the retain set."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Evaluation set, needed where `eval_strategy` is not 'no'."}
+    )
+    eval_dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the evaluation set on the Hub."}
+    )
+    eval_dataset_split: str = field(default="train", metadata={"help": "Split of the evaluation set on the Hub."})
+    augmented_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Augmented model to use instead of making one: path or Hub id of a model or an adapter."},
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Check everything, and print one sample with its counted tokens marked (on a terminal only), the "
+            "number of updates and an estimate of the memory. Loads no weights."
+        },
+    )
+
+    def forget_set(self):
+        """Load the forget set."""
+        from ..data import load_records
+
+        if self.dataset_name is None:
+            raise ValueError("`dataset_name` is required: the file or Hub id of the records to forget.")
+        return load_records(self.dataset_name, self.dataset_config, self.dataset_train_split)
+
+    def retain_set(self):
+        """Load the retain set, if there is one."""
+        from ..data import load_records
+
+        if self.retain_dataset_name is None:
+            return None
+        dataset = load_records(self.retain_dataset_name, self.retain_dataset_config, self.retain_dataset_split)
+        if self.max_retain_samples is None:
+            return dataset
+        return dataset.select(range(min(self.max_retain_samples, len(dataset))))
+
+    def eval_set(self, eval_strategy: str):
+        """Load the evaluation set, if one is needed."""
+        from ..data import load_records
+
+        if eval_strategy == "no":
+            return None
+        if self.eval_dataset_name is None:
+            raise ValueError(
+                f"`eval_strategy={eval_strategy!s}` needs `eval_dataset_name`. Set it, or leave it at 'no'."
+            )
+        return load_records(self.eval_dataset_name, self.eval_dataset_config, self.eval_dataset_split)

@@ -1,0 +1,74 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""
+Fine-tune a model on the forget and the retain set together: a model that knows the records, to try unlearning out.
+
+```bash
+trl-rkld finetune --config smollm2-135m/tofu/config_finetune
+```
+
+The records are tokenised, and their tokens counted, as in unlearning and in evaluation. Leave `dataset_name` out for a
+model that has never seen the forget set (the "retain-only" model of TOFU).
+"""
+
+
+def main(script_args, training_args, model_args):
+    from datasets import Dataset, concatenate_datasets
+    from trl import SFTTrainer, get_peft_config, get_quantization_config
+
+    from trl_rkld.data import check_answers, check_rows, in_memory, tokenize_row
+    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
+
+    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    parts = []
+    for name in ("forget", "retain"):
+        dataset = script_args.retain_set() if name == "retain" else None
+        if name == "forget" and script_args.dataset_name is not None:
+            dataset = script_args.forget_set()
+        if dataset is None:
+            continue
+        check_answers(dataset, name)
+        rows = [
+            tokenize_row(row, tokenizer, script_args.system_prompt, script_args.date_string, None)
+            for row in in_memory(dataset)
+        ]
+        check_rows(rows, training_args.max_length, name)
+        parts.append(Dataset.from_list(rows))
+    if not parts:
+        raise ValueError("`dataset_name` or `retain_dataset_name` is required: the records to learn.")
+
+    training_args.model_init_kwargs = model_init_kwargs(
+        model_args, training_args.trust_remote_code, training_args.model_init_kwargs
+    )
+    trainer = SFTTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=concatenate_datasets(parts),
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.accelerator.print("✅ Training completed.")
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
+    trainer.end()
+
+
+def make_parser(prog: str | None = None):
+    from dataclasses import dataclass, field
+
+    from trl import ModelConfig, SFTConfig, TrlParser
+
+    from trl_rkld.scripts.arguments import UnlearningScriptArguments
+
+    @dataclass
+    class FinetuneScriptArguments(UnlearningScriptArguments):
+        # In unlearning these belong to the trainer's configuration, which `SFTConfig` does not know.
+        system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
+        date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
+
+    return TrlParser((FinetuneScriptArguments, SFTConfig, ModelConfig), prog=prog)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

@@ -1,0 +1,93 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""From a name to a model, as the training scripts want it."""
+
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl.trainer.utils import create_model_from_path
+
+from ..teacher.prepare import is_adapter
+
+
+logger = get_logger(__name__)
+
+
+def model_init_kwargs(
+    model_args: ModelConfig, trust_remote_code: bool, extra: dict[str, Any] | None
+) -> dict[str, Any]:
+    """
+    Arguments of `from_pretrained`, as TRL's scripts make them.
+
+    Args:
+        model_args ([`~trl.ModelConfig`]):
+            Command-line arguments.
+        trust_remote_code (`bool`):
+            Whether code from the Hub may run.
+        extra (`dict`, *optional*):
+            The user's `model_init_kwargs`, which win.
+
+    Returns:
+        `dict`:
+            The arguments.
+    """
+    kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    }
+    return kwargs | (extra or {})
+
+
+def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, or of an adapter or its base."""
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        if not is_adapter(name):
+            raise
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+        return AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+
+
+def trainer_model_arguments(model_args: ModelConfig, init_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    `model`, `quantization_config` and `peft_config` of a trainer. An adapter is loaded on its base and trained on.
+
+    Args:
+        model_args ([`~trl.ModelConfig`]):
+            Command-line arguments.
+        init_kwargs (`dict`):
+            Arguments of `from_pretrained`.
+
+    Returns:
+        `dict`:
+            Keyword arguments.
+    """
+    quantization = get_quantization_config(model_args)
+    if quantization is not None and model_args.dtype == "float32" and torch.cuda.is_available():
+        logger.warning(
+            "4-bit weights with `dtype=float32` compute in float32, which is slow on a GPU. Set `dtype: bfloat16`."
+        )
+    if not is_adapter(model_args.model_name_or_path):
+        return {
+            "model": model_args.model_name_or_path,
+            "quantization_config": quantization,
+            "peft_config": get_peft_config(model_args),
+        }
+    if model_args.use_peft:
+        raise ValueError(
+            f"`model_name_or_path={model_args.model_name_or_path!r}` is an adapter, which is trained on. Remove "
+            "`use_peft`, or merge it first (`trl-rkld merge`)."
+        )
+    base = PeftConfig.from_pretrained(model_args.model_name_or_path).base_model_name_or_path
+    base_kwargs = init_kwargs | {"revision": "main"}
+    if quantization is not None:
+        base_kwargs["quantization_config"] = quantization
+    model = create_model_from_path(base, **base_kwargs)
+    return {"model": PeftModel.from_pretrained(model, model_args.model_name_or_path, is_trainable=True)}

@@ -1,0 +1,84 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""
+Merge an adapter into its base: a model that holds nothing else, and that no switch turns back.
+
+```bash
+trl-rkld merge --model_name_or_path path/to/adapter --output_dir path/to/merged
+```
+
+An adapter trained on a 4-bit base is merged into that base dequantised: merged into the original weights, it would be
+another model than the one that was trained.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from ..teacher.prepare import is_adapter
+from ..trainer.run_record import read_record, write_record
+
+
+def run(arguments: list[str]) -> int:
+    """
+    Run `trl-rkld merge`.
+
+    Args:
+        arguments (`list[str]`):
+            Command-line arguments.
+
+    Returns:
+        `int`:
+            Exit code.
+    """
+    parser = argparse.ArgumentParser(prog="trl-rkld merge", description="Merge an adapter into its base.")
+    parser.add_argument("--model_name_or_path", required=True, help="adapter, a folder or a Hub id")
+    parser.add_argument("--output_dir", required=True, help="new folder for the merged model")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the merged model"
+    )
+    args = parser.parse_args(arguments)
+    merge(args.model_name_or_path, args.output_dir, getattr(torch, args.dtype))
+    print(f"💾 Merged model saved to {args.output_dir}.")
+    return 0
+
+
+def merge(adapter: str, output_dir: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    """
+    Merge an adapter into its base and save the result.
+
+    Args:
+        adapter (`str`):
+            Folder or Hub id of the adapter. What [`UnlearningTrainer`] saved says how its base was quantised.
+        output_dir (`str`):
+            New folder.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`):
+            Of the merged model.
+    """
+    output = Path(output_dir)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"`--output_dir {output_dir}` is not empty. Choose a new folder.")
+    if not is_adapter(adapter):
+        raise ValueError(f"`{adapter}` is not an adapter: there is nothing to merge.")
+    record = read_record(adapter) if Path(adapter).is_dir() else None
+    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    # The merge itself is done in float32, so that it is rounded once.
+    quantization = record and record["quantization"]
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, quantization_config=quantization and BitsAndBytesConfig(**quantization)
+    )
+    if quantization:
+        model = model.dequantize(torch.float32)
+    model = PeftModel.from_pretrained(model, adapter).merge_and_unload(progressbar=True, safe_merge=True)
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(dtype).save_pretrained(partial)
+    AutoTokenizer.from_pretrained(adapter).save_pretrained(partial)
+    if record is not None:
+        write_record(partial, record | {"quantization": None, "merged": True})
+    if output.exists():
+        output.rmdir()
+    partial.replace(output)

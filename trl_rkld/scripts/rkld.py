@@ -1,0 +1,75 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""
+Unlearn by reverse-KL distillation.
+
+# Full fine-tuning
+```bash
+trl-rkld rkld \
+    --model_name_or_path open-unlearning/tofu_Llama-3.2-1B-Instruct_full \
+    --dataset_name locuslab/TOFU --dataset_config forget05 \
+    --retain_dataset_name locuslab/TOFU --retain_dataset_config retain95 \
+    --output_dir Llama-3.2-1B-forget05
+```
+
+# 4-bit QLoRA, own records
+```bash
+trl-rkld rkld \
+    --model_name_or_path Qwen/Qwen3-8B --dtype bfloat16 --load_in_4bit --use_peft --lora_target_modules all-linear \
+    --learning_rate 2e-4 \
+    --dataset_name forget.jsonl --retain_dataset_name keep.jsonl \
+    --output_dir Qwen3-8B-forget
+```
+"""
+
+
+def main(script_args, training_args, model_args):
+    from trl_rkld import RKLDTrainer
+    from trl_rkld.scripts.dry_run import dry_run
+    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+
+    # Load the data first: what is wrong with it shows before a model is loaded
+    data = {
+        "train_dataset": script_args.forget_set(),
+        "retain_dataset": script_args.retain_set(),
+        "eval_dataset": script_args.eval_set(training_args.eval_strategy),
+    }
+    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
+    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    if script_args.dry_run:
+        dry_run(RKLDTrainer, training_args, model_args, init_kwargs, tokenizer, data)
+        return
+
+    # Initialize the trainer
+    model_arguments = trainer_model_arguments(model_args, init_kwargs)
+    training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
+    trainer = RKLDTrainer(
+        **model_arguments,
+        augmented_model=script_args.augmented_model_name_or_path,
+        args=training_args,
+        processing_class=tokenizer,
+        **data,
+    )
+
+    # Train, save, push
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.accelerator.print("✅ Training completed.")
+    trainer.save_model(training_args.output_dir)
+    trainer.create_model_card()
+    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+        trainer.accelerator.print(f"🤗 Model pushed to the Hub in https://huggingface.co/{trainer.hub_model_id}.")
+    trainer.end()
+
+
+def make_parser(prog: str | None = None):
+    from trl import ModelConfig, TrlParser
+
+    from trl_rkld import RKLDConfig
+    from trl_rkld.scripts.arguments import UnlearningScriptArguments
+
+    return TrlParser((UnlearningScriptArguments, RKLDConfig, ModelConfig), prog=prog)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())
