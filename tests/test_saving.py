@@ -11,7 +11,7 @@ import torch
 from conftest import FORGET, RETAIN, config, history, rows, tiny_llama
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from trl_rkld import RKLDConfig, RKLDTrainer
 from trl_rkld.scripts.merge import merge
@@ -184,6 +184,32 @@ def test_resuming_with_another_teacher_is_refused(change, message, tokenizer, tm
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_the_same_trainer_can_start_again(tokenizer, tmp_path):
+    """After a failure nothing stays locked or half taken away."""
+    for precompute_teacher in (True, False):
+        trainer = RKLDTrainer(
+            tiny_llama(len(tokenizer), tie_word_embeddings=True),
+            args=config(tmp_path, precompute_teacher=precompute_teacher),
+            train_dataset=rows(FORGET),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        )
+        trainer.add_callback(_FailOnce())
+        with pytest.raises(RuntimeError, match="once"):
+            trainer.train()
+        trainer.train()
+        assert len(history(trainer, "loss")) == trainer.state.max_steps
+
+
+class _FailOnce(TrainerCallback):
+    failed = False
+
+    def on_step_end(self, *args, **kwargs):
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("once")
+
+
 def test_incomplete_checkpoint_is_passed_over(tokenizer, tmp_path, monkeypatch):
     checkpoint = unfinished(tokenizer, tmp_path, monkeypatch)
     (tmp_path / "output" / "checkpoint-4").mkdir()  # killed while it was written
@@ -197,7 +223,7 @@ def test_incomplete_checkpoint_is_passed_over(tokenizer, tmp_path, monkeypatch):
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.log_history[0]["step"] == 1  # the history of checkpoint-2 goes on
     (checkpoint / "trainer_state.json").unlink()
-    with pytest.raises(ValueError, match="has no whole checkpoint"):
+    with pytest.raises(ValueError, match="no whole checkpoint"):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -257,11 +283,12 @@ def test_dead_runs_are_removed(tmp_path):
     again = PrivateFolder(tmp_path / "root", tmp_path / "resumable")
     again.open(resuming=True, needed_bytes=0)
     assert (again.path / "teacher.safetensors").exists()
-    again.close()
+    again.release()
     again.open(resuming=False, needed_bytes=0)
     assert not (again.path / "teacher.safetensors").exists()
     for folder in (alive, another, again):
-        folder.close()
+        folder.release()
+        folder.remove()
     assert not list((tmp_path / "root").iterdir())
 
 

@@ -67,10 +67,13 @@ class PrivateFolder:
                 "are needed. Free some, set it to another disk, or set `precompute_teacher=False`."
             )
 
-    def close(self) -> None:
-        """Delete the folder and give its name free."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def release(self) -> None:
+        """Give the folder free, for a later start to resume from."""
         self._lock.release()
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
         Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _remove_dead_runs(self) -> None:

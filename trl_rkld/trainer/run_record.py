@@ -80,3 +80,45 @@ def refuse_unfinished(model_path: str, forget_set: str) -> None:
             f"model and `resume_from_checkpoint={model_path!r}` to go on with that run. To take it as a model of its "
             f"own instead, set `finished` to `true` in its `{FILE_NAME}`."
         )
+
+
+def complete_checkpoint(output_dir: str, resume_from_checkpoint: str | bool | None) -> str | None:
+    """
+    Find the checkpoint to resume from.
+
+    Args:
+        output_dir (`str`):
+            Output folder of the run.
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            A checkpoint; a folder with checkpoints, of which the last whole one is taken; or `True` for `output_dir`.
+
+    Returns:
+        `str` or `None`:
+            Folder of a checkpoint that was written to its end.
+    """
+    if not resume_from_checkpoint:
+        return None
+    if resume_from_checkpoint is not True and Path(resume_from_checkpoint, "trainer_state.json").is_file():
+        return str(resume_from_checkpoint)
+    folder = output_dir if resume_from_checkpoint is True else str(resume_from_checkpoint)
+    found = checkpoints(folder)
+    if not found:
+        raise ValueError(f"`resume_from_checkpoint`: {folder!r} has no whole checkpoint, and is none.")
+    return str(found[-1])
+
+
+def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
+    """Raise where a checkpoint was made with another teacher; return that teacher's digest."""
+    record = read_record(checkpoint)
+    if record is None or record["method"] != current["method"]:
+        raise ValueError(f"The checkpoint `{checkpoint}` was not made by {current['method']}. It can't be resumed.")
+    changed = [f"`{key}`" for key, value in current["settings"].items() if record["settings"].get(key) != value]
+    changed += [
+        f"the {part}" for part, value in current["teacher"].items() if (record["teacher"] or {}).get(part) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"The checkpoint `{checkpoint}` can't be resumed with another teacher: {', '.join(changed)} changed since. "
+            "Pass the same original model, data and settings as before, or start without `resume_from_checkpoint`."
+        )
+    return record["teacher_digest"]

@@ -2,7 +2,6 @@
 import copy
 import os
 import shutil
-from abc import abstractmethod
 from collections import defaultdict
 from contextlib import ExitStack
 from functools import partial
@@ -11,9 +10,8 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType
 from datasets import Dataset, DatasetDict, IterableDataset
-from peft import PeftConfig, PeftModel, PromptLearningConfig
+from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.training_args import TrainingArguments
 from trl import SFTTrainer
@@ -42,13 +40,13 @@ from ..teacher.roles import (
     counted_hidden_states,
     counted_labels,
     is_quantized,
-    keep_quantized_weights,
     mean_answer_probability,
     without_peft,
 )
 from ..version import __version__
+from .checks import check_arguments, check_model, student_adapter
 from .model_card import extend_model_card
-from .run_record import checkpoints, mark_finished, read_record, refuse_unfinished, write_record
+from .run_record import check_same_run, complete_checkpoint, mark_finished, refuse_unfinished, write_record
 from .unlearning_config import UnlearningConfig
 
 
@@ -119,7 +117,7 @@ class UnlearningTrainer(SFTTrainer):
             args = self.config_class(f"{model_name.split('/')[-1]}-{self._name}")
         elif not isinstance(args, self.config_class):
             args = self.config_class(**(args.to_dict() | {"hub_token": args.hub_token}))
-        _check_arguments(args, train_dataset, retain_dataset, quantization_config, peft_config)
+        check_arguments(args, train_dataset, retain_dataset, quantization_config, peft_config)
 
         self._num_samples = 0
         super().__init__(
@@ -137,8 +135,8 @@ class UnlearningTrainer(SFTTrainer):
             pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
         )
         self.has_new_adapter = peft_config is not None
-        self.student_adapter = _student_adapter(self.model) if isinstance(self.model, PeftModel) else None
-        _check_model(self.model, self.accelerator.distributed_type)
+        self.student_adapter = student_adapter(self.model) if isinstance(self.model, PeftModel) else None
+        check_model(self.model, self.accelerator.distributed_type)
         if args.disable_dropout:
             self.disable_dropout()
 
@@ -164,7 +162,6 @@ class UnlearningTrainer(SFTTrainer):
 
     # ---- Method ----
 
-    @abstractmethod
     def forget_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
         """
         Loss on the forget set, summed over the counted tokens of a batch. To be defined by each method.
@@ -179,6 +176,7 @@ class UnlearningTrainer(SFTTrainer):
             [`~trl_rkld.losses.TokenLosses`]:
                 Sum, and what is logged.
         """
+        raise NotImplementedError
 
     def retain_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
         """
@@ -213,10 +211,8 @@ class UnlearningTrainer(SFTTrainer):
         mode = "train" if self.model.training else "eval"
         if self.needs_teacher and self.teacher is None:
             raise ValueError("There is no teacher before `train()`. Train first, or set `eval_on_start=True`.")
+        num_items = self._count_items([inputs]) if num_items_in_batch is None else num_items_in_batch
         retain_inputs = {key[len("retain_") :]: inputs.pop(key) for key in list(inputs) if key.startswith("retain_")}
-        num_items = self._count_items([inputs | {f"retain_{k}": v for k, v in retain_inputs.items()}])
-        if num_items_in_batch is not None:
-            num_items = num_items_in_batch
 
         # Through the wrapper's forward, so that DDP sees the parameters that the loss uses.
         unwrapped = self.accelerator.unwrap_model(model)
@@ -353,7 +349,7 @@ class UnlearningTrainer(SFTTrainer):
                 module.attention_dropout = 0.0
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        checkpoint = _complete_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        checkpoint = complete_checkpoint(self.args.output_dir, resume_from_checkpoint)
         with ExitStack() as stack:
             # Before the Trainer loads the checkpoint: the model is still the original one.
             check_logits(Role(self.model), self._first_batch(), self.accelerator)
@@ -363,12 +359,10 @@ class UnlearningTrainer(SFTTrainer):
             set_seed(self.args.seed)  # whatever went on until here, the run is the same
             self._finished = False
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        if not self.args.precompute_teacher:
-            self.teacher = None
         self._finished = True
         if self.is_world_process_zero():
             mark_finished(self.args.output_dir)
-            self._private_folder.close()
+            self._private_folder.remove()
         self._report_verdict(before, self._answer_probabilities("Answers after"), output)
         return output
 
@@ -376,11 +370,14 @@ class UnlearningTrainer(SFTTrainer):
         expected_digest = None
         self._teacher_fingerprint = teacher_fingerprint(self)
         if checkpoint is not None:
-            expected_digest = _check_same_run(checkpoint, self._run_record())
+            expected_digest = check_same_run(checkpoint, self._run_record())
         if self.accelerator.is_main_process:
             self._private_folder.open(resuming=checkpoint is not None, needed_bytes=needed_bytes(self))
+            stack.callback(self._private_folder.release)
         self.accelerator.wait_for_everyone()
         self.teacher = prepare_teacher(self, self._private_folder, self._teacher_fingerprint, expected_digest, stack)
+        if not self.args.precompute_teacher:
+            stack.callback(setattr, self, "teacher", None)
         self._teacher_digest = self.teacher.digest()
 
     def _first_batch(self) -> dict[str, torch.Tensor]:
@@ -495,108 +492,6 @@ class _StopWhenForgotten(TrainerCallback):
                 f"{args.stop_at_forget_prob}."
             )
             control.should_training_stop = True
-
-
-def _check_arguments(args, train_dataset, retain_dataset, quantization_config, peft_config) -> None:
-    """What can be refused before a model is loaded."""
-    if train_dataset is None:
-        raise ValueError("`train_dataset` is required: the records to forget.")
-    for name, dataset in (("train", train_dataset), ("retain", retain_dataset)):
-        if isinstance(dataset, Dataset) and len(dataset) == 0:
-            raise ValueError(f"The {name} dataset is empty. Pass at least one record.")
-    if isinstance(train_dataset, IterableDataset):
-        if args.precompute_teacher:
-            raise ValueError(
-                "A streaming `train_dataset` can't be cached. Set `precompute_teacher=False`, or load it whole."
-            )
-        if retain_dataset is not None:
-            raise ValueError(
-                "A streaming `train_dataset` can't be paired with a `retain_dataset`. Load it whole, without streaming."
-            )
-    if retain_dataset is not None and not isinstance(retain_dataset, Dataset):
-        raise TypeError(f"`retain_dataset` must be a `Dataset`, got `{type(retain_dataset).__name__}`.")
-    if isinstance(peft_config, PromptLearningConfig):
-        raise ValueError(
-            f"`{type(peft_config).__name__}` puts virtual tokens before the text, which shifts every position. Use "
-            "LoRA (`peft.LoraConfig`)."
-        )
-    initialisation = getattr(peft_config, "init_lora_weights", True)
-    if initialisation not in (True, False, "gaussian"):
-        raise ValueError(
-            f"`init_lora_weights={initialisation!r}` changes the base weights, and with the adapter off they are no "
-            "longer the original model. Use the default."
-        )
-    if quantization_config is not None and not quantization_config.load_in_4bit:
-        raise ValueError("Only 4-bit quantisation is supported. Set `load_in_4bit=True` in `quantization_config`.")
-    output_dir = Path(args.output_dir).resolve()
-    for name in ("teacher_cache_dir", "augmented_output_dir"):
-        folder = getattr(args, name, None)
-        if folder is not None and Path(folder).resolve().is_relative_to(output_dir):
-            raise ValueError(
-                f"`{name}` must not lie in `output_dir`, which is saved and pushed. Choose another folder."
-            )
-
-
-def _check_model(model: PreTrainedModel | PeftModel, distributed_type: DistributedType) -> None:
-    if distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"{distributed_type.value} is not supported: the teacher needs whole weights. Use one process or DDP, and "
-            "4-bit QLoRA where memory is short."
-        )
-    causal_lm = without_peft(model)
-    if is_quantized(causal_lm) and not getattr(causal_lm, "is_loaded_in_4bit", False):
-        raise ValueError("The model is quantised, but not in 4-bit. Load it whole or with `load_in_4bit=True`.")
-    if is_quantized(causal_lm):
-        keep_quantized_weights(causal_lm)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            "The model has no trainable parameters. Load its adapter with `PeftModel.from_pretrained(..., "
-            "is_trainable=True)`, or pass `peft_config`."
-        )
-    lm_head_of(causal_lm)
-
-
-def _student_adapter(model: PeftModel) -> str:
-    if len(model.active_adapters) != 1:
-        raise ValueError(
-            f"The model has the active adapters {model.active_adapters}. Activate one (`model.set_adapter`) and merge "
-            "the others."
-        )
-    if model.active_peft_config.is_prompt_learning:
-        raise ValueError("Prompt-learning adapters are not supported: they shift every position. Use LoRA.")
-    return model.active_adapters[0]
-
-
-def _complete_checkpoint(output_dir: str, resume_from_checkpoint: str | bool | None) -> str | None:
-    if not resume_from_checkpoint:
-        return None
-    if resume_from_checkpoint is True:
-        found = checkpoints(output_dir)
-        if not found:
-            raise ValueError(
-                f"`resume_from_checkpoint=True`, but `output_dir={output_dir!r}` has no whole checkpoint."
-            )
-        return str(found[-1])
-    if not Path(resume_from_checkpoint, "trainer_state.json").is_file():
-        raise ValueError(f"`resume_from_checkpoint={str(resume_from_checkpoint)!r}` is not a whole checkpoint.")
-    return str(resume_from_checkpoint)
-
-
-def _check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
-    """Raise where a checkpoint was made with another teacher; return that teacher's digest."""
-    record = read_record(checkpoint)
-    if record is None or record["method"] != current["method"]:
-        raise ValueError(f"The checkpoint `{checkpoint}` was not made by {current['method']}. It can't be resumed.")
-    changed = [f"`{key}`" for key, value in current["settings"].items() if record["settings"].get(key) != value]
-    changed += [
-        f"the {part}" for part, value in current["teacher"].items() if (record["teacher"] or {}).get(part) != value
-    ]
-    if changed:
-        raise ValueError(
-            f"The checkpoint `{checkpoint}` can't be resumed with another teacher: {', '.join(changed)} changed since. "
-            "Pass the same original model, data and settings as before, or start without `resume_from_checkpoint`."
-        )
-    return record["teacher_digest"]
 
 
 def _quantization_record(model: PreTrainedModel) -> dict[str, Any] | None:

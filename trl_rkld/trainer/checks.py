@@ -1,0 +1,91 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""What is refused when a trainer is constructed, with the remedy."""
+
+from pathlib import Path
+
+from accelerate.utils import DistributedType
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel, PromptLearningConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from ..losses import lm_head_of
+from ..teacher.roles import is_quantized, keep_quantized_weights, without_peft
+from .unlearning_config import UnlearningConfig
+
+
+def check_arguments(
+    args: UnlearningConfig,
+    train_dataset: Dataset | IterableDataset | None,
+    retain_dataset: Dataset | None,
+    quantization_config: BitsAndBytesConfig | None,
+    peft_config: PeftConfig | None,
+) -> None:
+    """Raise on what can be refused before a model is loaded. Arguments as in [`UnlearningTrainer`]."""
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required: the records to forget.")
+    for name, dataset in (("train", train_dataset), ("retain", retain_dataset)):
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise ValueError(f"The {name} dataset is empty. Pass at least one record.")
+    if isinstance(train_dataset, IterableDataset):
+        if args.precompute_teacher:
+            raise ValueError(
+                "A streaming `train_dataset` can't be cached. Set `precompute_teacher=False`, or load it whole."
+            )
+        if retain_dataset is not None:
+            raise ValueError(
+                "A streaming `train_dataset` can't be paired with a `retain_dataset`. Load it whole, without streaming."
+            )
+    if retain_dataset is not None and not isinstance(retain_dataset, Dataset):
+        raise TypeError(f"`retain_dataset` must be a `Dataset`, got `{type(retain_dataset).__name__}`.")
+    if isinstance(peft_config, PromptLearningConfig):
+        raise ValueError(
+            f"`{type(peft_config).__name__}` puts virtual tokens before the text, which shifts every position. Use "
+            "LoRA (`peft.LoraConfig`)."
+        )
+    initialisation = getattr(peft_config, "init_lora_weights", True)
+    if initialisation not in (True, False, "gaussian"):
+        raise ValueError(
+            f"`init_lora_weights={initialisation!r}` changes the base weights, and with the adapter off they are no "
+            "longer the original model. Use the default."
+        )
+    if quantization_config is not None and not quantization_config.load_in_4bit:
+        raise ValueError("Only 4-bit quantisation is supported. Set `load_in_4bit=True` in `quantization_config`.")
+    output_dir = Path(args.output_dir).resolve()
+    for name in ("teacher_cache_dir", "augmented_output_dir"):
+        folder = getattr(args, name, None)
+        if folder is not None and Path(folder).resolve().is_relative_to(output_dir):
+            raise ValueError(
+                f"`{name}` must not lie in `output_dir`, which is saved and pushed. Choose another folder."
+            )
+
+
+def check_model(model: PreTrainedModel | PeftModel, distributed_type: DistributedType) -> None:
+    """Raise on a model, or a way to distribute it, that can't be unlearned with. Keeps 4-bit weights from repacking."""
+    if distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"{distributed_type.value} is not supported: the teacher needs whole weights. Use one process or DDP, and "
+            "4-bit QLoRA where memory is short."
+        )
+    causal_lm = without_peft(model)
+    if is_quantized(causal_lm) and not getattr(causal_lm, "is_loaded_in_4bit", False):
+        raise ValueError("The model is quantised, but not in 4-bit. Load it whole or with `load_in_4bit=True`.")
+    if is_quantized(causal_lm):
+        keep_quantized_weights(causal_lm)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "The model has no trainable parameters. Load its adapter with `PeftModel.from_pretrained(..., "
+            "is_trainable=True)`, or pass `peft_config`."
+        )
+    lm_head_of(causal_lm)
+
+
+def student_adapter(model: PeftModel) -> str:
+    """Name of the one active adapter of a model: the one that is trained."""
+    if len(model.active_adapters) != 1:
+        raise ValueError(
+            f"The model has the active adapters {model.active_adapters}. Activate one (`model.set_adapter`) and merge "
+            "the others."
+        )
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError("Prompt-learning adapters are not supported: they shift every position. Use LoRA.")
+    return model.active_adapters[0]
