@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -192,3 +193,18 @@ def test_import_is_light():
 def test_the_harness_never_imports_the_plugin():
     for path in (REPOSITORY / "eval" / "unlearn_eval").rglob("*.py"):
         assert "trl_rkld" not in path.read_text().replace("The trl-rkld authors", ""), path
+
+
+def test_rescore(tmp_path, capsys):
+    logs = Path(os.environ.get("TRL_RKLD_SHARED", REPOSITORY.parent / "shared")) / "data" / "reference_logs"
+    if not logs.is_dir():
+        pytest.skip(f"no published logs in {logs}")
+    names = [logs / f"Llama-3.2-1B-Instruct_{kind}_TOFU_EVAL.json" for kind in ("full_forget01", "retain99")]
+    arguments = ["--eval_logs", str(names[0]), "--retain_logs", str(names[1]), "--output_dir", str(tmp_path)]
+    assert main(["rescore", *arguments]) == 0
+    assert "forget_quality" in capsys.readouterr().out
+    rescored = json.loads((tmp_path / "RESCORED.json").read_text())
+    assert rescored["max_deviation"] < 1e-9
+    assert rescored["forget_quality"]["p"] == pytest.approx(0.006760732303569208, abs=1e-12)
+    assert main(["rescore", "--eval_logs", str(tmp_path / "nothing.json")]) == 2
+    assert "nothing.json" in capsys.readouterr().err
