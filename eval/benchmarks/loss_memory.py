@@ -27,11 +27,10 @@ Keys of the JSON line:
 
 import argparse
 import json
-import os
+import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import (
@@ -114,11 +113,11 @@ def measure_in_own_process(setting: tuple) -> dict[str, float]:
 
 
 def check_free_memory(num_tokens: int, vocab_size: int) -> None:
-    needed = 10 * 4 * num_tokens * vocab_size
+    needed = 7 * 4 * num_tokens * vocab_size
     if torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0]
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = 1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1])
     print(f"The dense loss needs up to {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free.\n", flush=True)
     if free < needed:
         raise SystemExit("Too little memory for the dense loss. Free some, or lower `--num_tokens`.")
@@ -174,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     finish("loss_memory", quantities, result, run, facts, args.csv)
 
 
-def ratios(measured: dict[tuple, dict[str, float]], args: argparse.Namespace) -> dict[str, Any]:
+def ratios(measured: dict[tuple, dict[str, float]], args: argparse.Namespace) -> dict[str, float]:
     result = {}
     most = max([args.num_tokens, *args.more_tokens])
     for head in ("trained", "frozen"):
@@ -187,7 +186,7 @@ def ratios(measured: dict[tuple, dict[str, float]], args: argparse.Namespace) ->
             f"flatness_{head}_head": flatness,
             f"raw_flatness_{head}_head": largest / chunked,
         }
-    return result
+    return {key: round(value, 5) for key, value in result.items()}
 
 
 if __name__ == "__main__":

@@ -27,40 +27,33 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, ProgressCallback, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from trl_rkld import RKLDConfig, RKLDTrainer, __version__
-from trl_rkld.data import tokenize_row
 from unlearn_eval.prompts import tokenize_question
 
+from ..data import tokenize_row
+from ..trainer import RKLDConfig, RKLDTrainer
+
+
+Records = list[dict[str, Any]]  # rows of TOFU's columns, and `person` and `birthplace`
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# The head is not tied: so small a model with tied embeddings says a word again where it is unsure of the next one.
 MODEL = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4)
-FINE_TUNING = dict(
-    learning_rate=3e-3,
-    lr_scheduler_type="cosine",
-    warmup_steps=0.1,
-    num_train_epochs=20,
-    per_device_train_batch_size=16,
-)
-# α, the epochs of the augmented model and λ are the paper's. So small a model needs a higher rate and more epochs.
+FINE_TUNING = dict(learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=0.1, num_train_epochs=16)
+# α, λ and the epochs of the augmented model are the paper's. So small a model needs a higher rate and more epochs.
 UNLEARNING = dict(
-    alpha=8.0,
-    augmented_num_train_epochs=10,
-    retain_coef=1.0,
-    learning_rate=1e-3,
-    num_train_epochs=40,
-    per_device_train_batch_size=8,
-    gradient_accumulation_steps=1,
+    alpha=8.0, augmented_num_train_epochs=10, retain_coef=1.0, learning_rate=1e-3, num_train_epochs=40
 )
-ON_THE_CPU = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none")
-# Which of a set's questions the table shows.
-SHOWN_FORGET, SHOWN_RETAIN = (0, 13, 20), (0, 13)
+BATCHES = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1)
+TRAINING = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none")
+SHOWN = {"forget": (0, 13, 20), "retain": (0, 13)}  # the questions whose answers are printed
+ROLES = {"forget": "forgotten", "retain": "kept"}
 
 
 class NamedProgressCallback(ProgressCallback):
-    """The Trainer's progress bar with a name, showing some of what is logged instead of printing all of it."""
+    """The Trainer's progress bar with a name and some of the logged values, instead of all of them in print."""
 
     def __init__(self, name: str, shown: tuple[str, ...]):
         super().__init__()
@@ -75,24 +68,21 @@ class NamedProgressCallback(ProgressCallback):
             self.training_bar.set_postfix({key: f"{logs[key]:.2f}" for key in self.shown})
 
 
-def read_people(name: str) -> list[dict[str, Any]]:
-    """Read the embedded records of the people to `"forget"` or to `"retain"`, `name` (`str`)."""
+def train(trainer: Trainer, name: str, shown: tuple[str, ...]) -> None:
+    """Run a trainer with a progress bar called `name` that shows the logged values `shown`."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(NamedProgressCallback(name, shown))
+    trainer.train()
+
+
+def read_people(name: str) -> Records:
+    """Read the embedded records of the people to `"forget"` or to `"retain"`."""
     text = resources.files("trl_rkld.data_files").joinpath(f"demo_{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
-def build_tokenizer(records: list[dict[str, Any]]) -> PreTrainedTokenizerFast:
-    """
-    Train a byte-level BPE tokenizer on the records until each of their words is one token.
-
-    Args:
-        records (`list[dict]`):
-            Records whose words it shall know.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]:
-            Tokenizer with a ChatML chat template.
-    """
+def build_tokenizer(records: Records) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with ChatML's template, until each word of the records is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -110,47 +100,28 @@ def build_tokenizer(records: list[dict[str, Any]]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """Build a small model of the Llama architecture for a tokenizer, with random weights drawn with `seed` (`int`)."""
+    """Build a small model of the Llama architecture with random weights."""
     set_seed(seed)
-    ends = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=True, **ends, **MODEL
-    )
+    end = tokenizer.eos_token_id
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=end, pad_token_id=end, **MODEL)
     return LlamaForCausalLM(config)
 
 
-def fine_tune(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, records: list[dict[str, Any]], seed: int
-) -> None:
-    """
-    Teach a model, in place, the answers of the records to their questions and to the same in other words.
-
-    Args:
-        model ([`~transformers.LlamaForCausalLM`]):
-            Model.
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Its tokenizer.
-        records (`list[dict]`):
-            Records with `question`, `paraphrased_question` and `answer`.
-        seed (`int`):
-            Seed of the order of the records.
-    """
-    pairs = [
-        (record[column], record["answer"]) for record in records for column in ("question", "paraphrased_question")
-    ]
+def fine_tune(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, records: Records, seed: int) -> None:
+    """Teach a model, in place, the answers of the records, asked in two ways so that no wording is needed."""
+    pairs = [(record[key], record["answer"]) for record in records for key in ("question", "paraphrased_question")]
     rows = [tokenize_row({"question": q, "answer": a}, tokenizer, None, None, None) for q, a in pairs]
     with tempfile.TemporaryDirectory() as folder:
-        args = SFTConfig(folder, seed=seed, logging_steps=10, **FINE_TUNING, **ON_THE_CPU)
+        args = SFTConfig(folder, seed=seed, logging_steps=4, **FINE_TUNING, **TRAINING)
         trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-        show_progress(trainer, "Fine-tuning on everybody", ("loss",))
-        trainer.train()
+        train(trainer, "Fine-tuning on everybody", ("loss",))
 
 
 def unlearn(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    forget: list[dict[str, Any]],
-    retain: list[dict[str, Any]],
+    forget: Records,
+    retain: Records,
     output_dir: Path,
     seed: int,
 ) -> None:
@@ -169,50 +140,37 @@ def unlearn(
         seed (`int`):
             Seed of the order of the records.
     """
-    columns = ["question", "answer"]
-    with tempfile.TemporaryDirectory() as cache:
+    forget_set, retain_set = (
+        Dataset.from_list(rows).select_columns(["question", "answer"]) for rows in (forget, retain)
+    )
+    with tempfile.TemporaryDirectory() as folder:
         args = RKLDConfig(
-            str(output_dir), teacher_cache_dir=cache, seed=seed, logging_steps=3, **UNLEARNING, **ON_THE_CPU
+            str(output_dir), teacher_cache_dir=folder, seed=seed, logging_steps=3, **UNLEARNING, **TRAINING
         )
         trainer = RKLDTrainer(
-            model,
-            args=args,
-            train_dataset=Dataset.from_list(forget).select_columns(columns),
-            retain_dataset=Dataset.from_list(retain).select_columns(columns),
-            processing_class=tokenizer,
+            model, args=args, train_dataset=forget_set, retain_dataset=retain_set, processing_class=tokenizer
         )
-        show_progress(trainer, "Unlearning", ("forget_prob", "retain_prob"))
-        trainer.train()
-    trainer.save_model()
-
-
-def show_progress(trainer: Trainer, name: str, shown: tuple[str, ...]) -> None:
-    """Give a trainer's progress bar a name (`str`), and the logged values that it shows."""
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(NamedProgressCallback(name, shown))
+        train(trainer, "Unlearning", ("forget_prob", "retain_prob"))
+        trainer.save_model()
 
 
 @torch.no_grad()
-def answer_probability(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    records: list[dict[str, Any]],
-    column: str = "question",
+def mean_answer_probability(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, records: Records, column: str
 ) -> float:
-    """Mean over records of `p(answer)^(1/tokens)`, asked with the question in `column` (`str`)."""
+    """Mean over records of p(answer)^(1/tokens), asked with the question in a column."""
     probabilities = []
     for record in records:
         prompt_ids, answer_ids = tokenize_question(tokenizer, record[column], record["answer"])
         logits = model(torch.tensor([prompt_ids + answer_ids])).logits[0, len(prompt_ids) - 1 : -1]
-        log_probs = logits.log_softmax(-1)[range(len(answer_ids)), answer_ids]
-        probabilities.append(log_probs.mean().exp())
+        probabilities.append(logits.log_softmax(-1)[range(len(answer_ids)), answer_ids].mean().exp())
     return torch.stack(probabilities).mean().item()
 
 
 def ask(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question: str) -> str:
-    """The model's likeliest answer, word by word, to a `question` (`str`)."""
-    messages = [{"role": "user", "content": question}]
-    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    """The answer to a question, each time the likeliest word."""
+    chat = [{"role": "user", "content": question}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     output = model.generate(**inputs, do_sample=False, max_new_tokens=40)
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -221,155 +179,86 @@ def ask(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question: s
 def birthplace_completions(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any]
 ) -> dict[str, float]:
-    """
-    The five likeliest words after "<name> was born in", as the start of an answer.
-
-    Args:
-        model ([`~transformers.LlamaForCausalLM`]):
-            Model.
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Its tokenizer, to which each word is one token.
-        record (`dict`):
-            A person's record about the birthplace.
-
-    Returns:
-        `dict[str, float]`:
-            Words with their probabilities, likeliest first.
-    """
+    """The five likeliest words after "<name> was born in", which starts the answer, with their probabilities."""
     prompt_ids, answer_ids = tokenize_question(tokenizer, record["question"], f"{record['person']} was born in")
-    logits = model(torch.tensor([prompt_ids + answer_ids[:-1]])).logits[0, -1]  # without the end of the turn
+    logits = model(torch.tensor([prompt_ids + answer_ids[:-1]])).logits[0, -1]  # all but the end of the turn
     top = logits.softmax(-1).topk(5)
     return {tokenizer.decode([i]).strip(): p for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)}
 
 
-def examine(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    forget: list[dict[str, Any]],
-    retain: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """
-    All that the demo compares.
-
-    Args:
-        model ([`~transformers.LlamaForCausalLM`]):
-            Model, before or after unlearning.
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Its tokenizer.
-        forget, retain (`list[dict]`):
-            Records of the forgotten and of the kept people.
-
-    Returns:
-        `dict`:
-            Mean probabilities of the answers, answers to the shown questions, and completions by person.
-    """
+def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, people: dict[str, Records]) -> dict[str, Any]:
+    """What the demo compares: for each set of people the mean probabilities, shown answers and completions."""
     model.eval()
-    shown = [forget[i] for i in SHOWN_FORGET] + [retain[i] for i in SHOWN_RETAIN]
-    births = [record for record in forget + retain if record["birthplace"] in record["answer"]]
     return {
-        "forget_prob": answer_probability(model, tokenizer, forget),
-        "forget_paraphrased_prob": answer_probability(model, tokenizer, forget, "paraphrased_question"),
-        "retain_prob": answer_probability(model, tokenizer, retain),
-        "answers": [ask(model, tokenizer, record["question"]) for record in shown],
-        "completions": {record["person"]: birthplace_completions(model, tokenizer, record) for record in births},
+        name: {
+            "prob": mean_answer_probability(model, tokenizer, records, "question"),
+            "paraphrased_prob": mean_answer_probability(model, tokenizer, records, "paraphrased_question"),
+            "answers": [ask(model, tokenizer, records[i]["question"]) for i in SHOWN[name]],
+            "completions": {
+                record["person"]: birthplace_completions(model, tokenizer, record)
+                for record in records
+                if record["birthplace"] in record["answer"]
+            },
+        }
+        for name, records in people.items()
     }
 
 
-def summarise(before: dict[str, Any], after: dict[str, Any], births: dict[str, str]) -> dict[str, Any]:
-    """
-    The numbers of `summary.json`.
-
-    Args:
-        before, after (`dict`):
-            From [`examine`].
-        births (`dict[str, str]`):
-            True birthplace by person.
-
-    Returns:
-        `dict`:
-            Mean probabilities, and by person whether the true birthplace is among the five likeliest.
-    """
+def summarise(people: dict[str, Records], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of `summary.json`, from what [`examine`] found `"before"` and `"after"`."""
     summary = {}
-    for name in ("forget_prob", "forget_paraphrased_prob", "retain_prob"):
-        summary |= {f"{name}_before": before[name], f"{name}_after": after[name]}
-    summary["true_birthplace_in_top5"] = {
-        when: {person: births[person] in completions for person, completions in results["completions"].items()}
-        for when, results in (("before", before), ("after", after))
-    }
+    for name, records in people.items():
+        places = {record["person"]: record["birthplace"] for record in records}
+        for when, found in results.items():
+            summary[f"{name}_prob_{when}"] = found[name]["prob"]
+            summary[f"{name}_paraphrased_prob_{when}"] = found[name]["paraphrased_prob"]
+            summary[f"{name}_true_birthplace_in_top5_{when}"] = {
+                person: places[person] in words for person, words in found[name]["completions"].items()
+            }
     return summary
 
 
 def failures(summary: dict[str, Any]) -> list[str]:
-    """
-    What a run did not show of what the demo promises.
-
-    Args:
-        summary (`dict`):
-            From [`summarise`].
-
-    Returns:
-        `list[str]`:
-            A sentence for each promise that was not kept.
-    """
+    """What the demo promises and a run did not show, a sentence each. A NaN fails."""
     forget_before, forget_after = summary["forget_prob_before"], summary["forget_prob_after"]
     retain_before, retain_after = summary["retain_prob_before"], summary["retain_prob_after"]
     found = []
-    # Each written so that a NaN fails, too.
     if not forget_before > 0.5:
         found.append(f"The people to forget were never learnt: {forget_before:.3f} is not above 0.5.")
     if not forget_after <= 0.25 * forget_before:
-        found.append(f"They were not forgotten: {forget_after:.3f} is more than a quarter of {forget_before:.3f}.")
+        found.append(f"They were not forgotten: {forget_after:.3f} is not within a quarter of {forget_before:.3f}.")
     if not retain_after >= 0.8 * retain_before:
-        found.append(f"The kept people suffered: {retain_after:.3f} is less than 0.8 of {retain_before:.3f}.")
+        found.append(f"The kept people suffered: {retain_after:.3f} is below 0.8 of {retain_before:.3f}.")
     return found
 
 
-def report(
-    forget: list[dict[str, Any]],
-    retain: list[dict[str, Any]],
-    before: dict[str, Any],
-    after: dict[str, Any],
-    summary: dict[str, Any],
-) -> None:
-    """
-    Print what the model said before and after, on one page.
-
-    Args:
-        forget, retain (`list[dict]`):
-            Records of the forgotten and of the kept people.
-        before, after (`dict`):
-            From [`examine`].
-        summary (`dict`):
-            From [`summarise`].
-    """
-    shown = [("forgotten", forget[i]) for i in SHOWN_FORGET] + [("kept", retain[i]) for i in SHOWN_RETAIN]
-    print("\nQuestions, and the answers before and after unlearning")
-    for (role, record), *answers in zip(shown, before["answers"], after["answers"], strict=True):
-        print(f"  {role:>9}  {record['question']}")
-        for when, answer in zip(("before", "after"), answers, strict=True):
-            print(f"  {when:>9}    {textwrap.shorten(answer, 104, placeholder=' ...')}")
+def report(people: dict[str, Records], results: dict[str, dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Print one page: answers, mean probabilities and completions before and after."""
+    print("\nAnswers before and after unlearning")
+    for name, records in people.items():
+        for position, index in enumerate(SHOWN[name]):
+            print(f"  {ROLES[name]:>9}  {records[index]['question']}")
+            for when, found in results.items():
+                answer = textwrap.shorten(found[name]["answers"][position], 105, placeholder=" ...")
+                print(f"  {when:>9}    {answer}")
 
     print(f"\n{'Mean probability of the true answers, p(answer)^(1/tokens)':60}  before   after")
-    for name, label in (
-        ("forget_prob", f"forgotten people, {len(forget)} questions"),
-        ("forget_paraphrased_prob", "forgotten people, the same questions in other words"),
-        ("retain_prob", f"kept people, {len(retain)} questions"),
-    ):
-        print(f"  {label:58}  {summary[f'{name}_before']:6.3f}  {summary[f'{name}_after']:6.3f}")
+    for name, records in people.items():
+        label = f"{ROLES[name]} people, {len(records)} questions"
+        for key, wording in (("prob", label), ("paraphrased_prob", f"{label} in other words")):
+            print(f"  {wording:58}  {summary[f'{name}_{key}_before']:6.3f}  {summary[f'{name}_{key}_after']:6.3f}")
 
-    print('\nThe five likeliest words after "<name> was born in"')
-    for role, record in (("forgotten", forget[0]), ("kept", retain[0])):
-        print(f"  {role:>9}  {record['person']}, truly born in {record['birthplace']}")
-        for when, results in (("before", before), ("after", after)):
-            words = (f"{word:>11} {p:.3f}" for word, p in results["completions"][record["person"]].items())
-            print(f"  {when:>9}  {''.join(words)}")
-    in_list = {
-        when: sum(found[r["person"]] for r in forget[::6])
-        for when, found in summary["true_birthplace_in_top5"].items()
-    }
-    print(
-        f"  The true place is in the list of {in_list['before']} forgotten people before, of {in_list['after']} after."
-    )
+    print('\nLikeliest words after "<name> was born in"')
+    for name, records in people.items():
+        print(f"  {ROLES[name]:>9}  {records[0]['person']}, whose true birthplace is {records[0]['birthplace']}")
+        for when, found in results.items():
+            words = found[name]["completions"][records[0]["person"]]
+            print(f"  {when:>9}   {' '.join(f'{word:>10} {p:.3f}' for word, p in words.items())}")
+    for name in people:
+        before, after = (summary[f"{name}_true_birthplace_in_top5_{when}"].values() for when in results)
+        print(
+            f"  True place listed for {sum(before)} of {len(before)} {ROLES[name]} people before, {sum(after)} after"
+        )
 
 
 def main(output_dir: str = "outputs/demo", seed: int = 0) -> int:
@@ -387,45 +276,46 @@ def main(output_dir: str = "outputs/demo", seed: int = 0) -> int:
             Exit code: 0 if the model forgot whom it should and kept the others.
     """
     start = time.perf_counter()
-    # For so small a model a second thread gains little, and on a busy machine threads lose much waiting for each other.
+    # A second thread gains such small matrices little, and on a busy machine threads lose much waiting for each other.
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()  # those of loading and saving; training keeps its bars
+    transformers.logging.disable_progress_bar()  # of saving; training has its own
     datasets.disable_progress_bars()
     summary_path = Path(output_dir) / "summary.json"
     summary_path.parent.mkdir(parents=True, exist_ok=True)
-    summary_path.unlink(missing_ok=True)  # an older run's must not pass for that of a run that fails
+    summary_path.unlink(missing_ok=True)  # an older run's must not pass for that of a run that dies
 
-    forget, retain = read_people("forget"), read_people("retain")
-    births = {record["person"]: record["birthplace"] for record in forget + retain}
-    tokenizer = build_tokenizer(forget + retain)
+    people = {"forget": read_people("forget"), "retain": read_people("retain")}
+    everybody = people["forget"] + people["retain"]
+    tokenizer = build_tokenizer(everybody)
     model = build_model(tokenizer, seed)
-    print(f"A Llama of {model.num_parameters():,} parameters learns {len(births)} invented people, then forgets four.")
-    fine_tune(model, tokenizer, forget + retain, seed)
-    before = examine(model, tokenizer, forget, retain)
-    unlearn(model, tokenizer, forget, retain, Path(output_dir) / "model", seed)
-    after = examine(model, tokenizer, forget, retain)
+    print(f"A Llama of {model.num_parameters():,} parameters learns about 16 invented people and forgets 4 of them.")
+    fine_tune(model, tokenizer, everybody, seed)
+    results = {"before": examine(model, tokenizer, people)}
+    unlearn(model, tokenizer, **people, output_dir=Path(output_dir) / "model", seed=seed)
+    results["after"] = examine(model, tokenizer, people)
 
-    summary = summarise(before, after, births)
-    report(forget, retain, before, after, summary)
-    libraries = ("torch", "transformers", "trl", "tokenizers", "datasets", "accelerate")
+    summary = summarise(people, results)
+    report(people, results, summary)
+    packages = ("trl-rkld", "trl", "transformers", "tokenizers", "datasets", "accelerate", "torch")
     summary |= {
         "seed": seed,
         "settings": {"model": MODEL, "fine_tuning": FINE_TUNING, "unlearning": UNLEARNING},
-        "versions": {"trl_rkld": __version__} | {name: importlib.metadata.version(name) for name in libraries},
+        "versions": {package: importlib.metadata.version(package) for package in packages},
         "seconds": round(time.perf_counter() - start, 1),
     }
     partial = summary_path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, summary_path)
-    print(f"\n{summary['seconds']:.0f} s. Numbers: {summary_path}. Unlearned model: {summary_path.parent / 'model'}.")
-    for failure in failures(summary):
+    print(f"\n{summary['seconds']:.0f} s. Numbers: {summary_path}. Unlearned model: {Path(output_dir) / 'model'}.")
+    found = failures(summary)
+    for failure in found:
         print(f"Failed: {failure}", file=sys.stderr)
-    return 1 if failures(summary) else 0
+    return 1 if found else 0
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command's arguments; `prog` (`str`, *optional*) is its name in the usage line."""
+    """The command's arguments; `prog` is its name in the usage line."""
     parser = argparse.ArgumentParser(
         prog, description="Teach a small model about invented people, make it forget some, and show what is left."
     )

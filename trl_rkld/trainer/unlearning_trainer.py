@@ -459,6 +459,7 @@ class UnlearningTrainer(SFTTrainer):
         partial_dir.rmdir()
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        model_name = model_name or Path(self.args.output_dir).name
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
         if self.is_world_process_zero():
             record = self._run_record()
