@@ -6,7 +6,7 @@ import torch
 from conftest import FORGET, RETAIN, config, rows, tiny_llama
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
-from transformers import BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig
 
 from trl_rkld import RKLDConfig, RKLDTrainer
 from trl_rkld.data import load_records
@@ -113,7 +113,9 @@ def test_full_disk(tokenizer, tmp_path, monkeypatch):
     ("peft_config", "message"),
     [
         (PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "virtual tokens"),
-        (LoraConfig(init_lora_weights="pissa"), "`init_lora_weights='pissa'` changes the base weights"),
+        (LoraConfig(init_lora_weights="pissa"), "With `init_lora_weights='pissa'`"),
+        (LoraConfig(init_lora_weights=False), "With `init_lora_weights=False`"),
+        (LoraConfig(target_modules=["q_proj"], bias="all"), "leave the PEFT config's `bias` at 'none'"),
         (LoraConfig(target_modules=["q_proj", "lm_head"]), "lm_head"),
         (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "Remove `lm_head`"),
         (LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]), "`trainable_token_indices`"),
@@ -131,14 +133,40 @@ def test_frozen_adapter(tokenizer, tmp_path, llama):
         make(tokenizer, tmp_path, model=model)
 
 
+def test_adapter_names(tokenizer, tmp_path, llama):
+    model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]), adapter_name="augmented")
+    with pytest.raises(ValueError, match="called 'augmented'.*adapter_name='default'"):
+        make(tokenizer, tmp_path, model=model)
+
+
+def test_trainable_base_weights_beside_an_adapter(tokenizer, tmp_path, llama):
+    model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
+    model.base_model.model.model.norm.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match="Beside the adapter, `.*norm.weight` is trainable"):
+        make(tokenizer, tmp_path, model=model)
+
+
+def test_adapter_path_as_model(tokenizer, tmp_path, llama):
+    get_peft_model(llama, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="is an adapter. Load it with its base"):
+        make(tokenizer, tmp_path, model=str(tmp_path / "adapter"))
+
+
+def test_dropout_that_is_not_known(tokenizer, tmp_path):
+    """OPT drops by `torch.nn.functional`, with rates that are attributes of its layers."""
+    settings = dict(vocab_size=len(tokenizer), hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4)
+    model = AutoModelForCausalLM.from_config(OPTConfig(word_embed_proj_dim=32, dropout=0.3, **settings))
+    trainer = make(tokenizer, tmp_path, model=model)
+    with pytest.raises(ValueError, match="drops activations in a way that `disable_dropout` does not know"):
+        trainer.train()
+
+
 def test_8_bit(tokenizer, tmp_path, llama_path):
     with pytest.raises(ValueError, match="Only 4-bit quantisation is supported"):
         make(tokenizer, tmp_path, model=llama_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
 
 
 def test_repacked_4_bit_model(tokenizer, tmp_path, llama_path):
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(
         llama_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.float32
     )
@@ -177,6 +205,8 @@ def test_no_chat_template(tokenizer, tmp_path, monkeypatch):
         ("empty.jsonl", "", ValueError, "holds no records"),
         ("list.json", '["Zaphod"]', ValueError, "can't be read as json"),
         ("data.txt", "Zaphod", ValueError, "not a file of a known kind"),
+        ("commas.csv", "question,answer\nwho,Zaphod, who else\n", ValueError, "line 2 has another number of cells"),
+        ("mixed.jsonl", '{"question": "a"}\n{"question": 1}\n{"question": "Zaphod"}', ValueError, "mixes kinds"),
         ("broken.parquet", "Zaphod", ValueError, "can't be read as parquet"),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value else "",
@@ -190,12 +220,34 @@ def test_files(name, content, error, message, tmp_path):
     assert "Zaphod" not in str(raised.value)
 
 
+def test_a_first_record_in_place_of_a_header_is_not_shown(tokenizer, tmp_path):
+    (tmp_path / "headless.csv").write_text("Who is Zaphod Beeblebrox?,He is the president.\nb,c\n")
+    with pytest.raises(ValueError, match="not a name") as error:
+        make(tokenizer, tmp_path, load_records(str(tmp_path / "headless.csv")))
+    assert "Zaphod" not in str(error.value)
+
+
+def test_long_streamed_row(tokenizer, tmp_path):
+    trainer = make(
+        tokenizer,
+        tmp_path,
+        rows([("q", "long " * 200)] * 4).to_iterable_dataset(),
+        args=config(tmp_path, precompute_teacher=False, max_steps=1, max_length=64),
+        augmented_model=tiny_llama(len(tokenizer), seed=1),
+    )
+    with pytest.raises(ValueError, match="Row 0 .* `max_length=64` would cut"):
+        trainer.train()
+
+
 def test_evaluation_without_a_teacher(tokenizer, tmp_path):
     trainer = make(tokenizer, tmp_path, eval_dataset=rows(FORGET[:2]))
-    with pytest.raises(ValueError, match="There is no teacher before `train"):
+    with pytest.raises(ValueError, match="There is no teacher: it is made when `train"):
         trainer.evaluate()
     trainer.train()
-    assert trainer.evaluate()["eval_loss"] > 0
+    loss = trainer.evaluate()["eval_loss"]
+    assert loss > 0
+    assert trainer.evaluate(trainer.eval_dataset)["eval_loss"] == loss
+    assert trainer.predict(trainer.eval_dataset).metrics["test_loss"] == loss
     with pytest.raises(ValueError, match="Pass every evaluation set as `eval_dataset`"):
         trainer.evaluate(rows(RETAIN[:2]))
 
@@ -218,6 +270,30 @@ def test_non_finite_student(tokenizer, tmp_path):
     from safetensors.torch import load_file
 
     assert all(torch.isfinite(x).all() for x in load_file(tmp_path / "output/checkpoint-2/model.safetensors").values())
+
+
+@pytest.mark.parametrize("bad_step", [2, 3])
+def test_non_finite_gradient(bad_step, tokenizer, tmp_path):
+    """Found before the step is taken, also in the last one: no checkpoint, and not the model, ever holds a NaN."""
+    trainer = make(tokenizer, tmp_path, args=config(tmp_path, save_strategy="steps", save_steps=1, max_steps=3))
+
+    def poison(grad):
+        return grad * float("nan") if trainer.state.global_step == bad_step - 1 and trainer.teacher else grad
+
+    trainer.model.model.norm.weight.register_hook(poison)
+    with pytest.raises(FloatingPointError, match=f"gradient is not finite at step {bad_step}; the step was not taken"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    saved = sorted(path.name for path in (tmp_path / "output").glob("checkpoint-*"))
+    assert saved == [f"checkpoint-{step}" for step in range(1, bad_step)]
+
+
+def test_non_finite_augmented_training(tokenizer, tmp_path):
+    trainer = make(tokenizer, tmp_path, args=config(tmp_path, augmented_learning_rate=1e30))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(FloatingPointError, match="augmented model's training loss is not finite"):
+        trainer.train()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
 
 
 def test_non_finite_teacher(tokenizer, tmp_path):

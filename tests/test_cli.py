@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from trl_rkld.cli import main
 from trl_rkld.recipes_index import list_recipes, recipe_path
+from trl_rkld.run_record import read_record
 from trl_rkld.scripts import finetune, rkld
-from trl_rkld.trainer.run_record import read_record
 
 
 RECIPES = list_recipes()

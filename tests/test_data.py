@@ -99,6 +99,7 @@ TEMPLATES = {
     "newline": "{{ m['content'] }}<|im_end|>\n",
     "bare": "{{ m['content'] }}<|im_end|>",
     "two ends": "{{ m['content'] }}<|im_end|><|im_start|>",
+    "two ends and text": "{{ m['content'] }}<|im_end|>\nnext<|im_end|>\n",
     "no end": "{{ m['content'] }}",
 }
 

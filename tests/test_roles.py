@@ -1,6 +1,9 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """Every way of passing a model, at every precision: the original and the augmented model are what they should be."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from conftest import config, history, tiny_llama
@@ -189,17 +192,92 @@ def test_augmented_model_is_kept_when_asked(llama_path, tokenizer, forget_set, t
 
 def test_given_model_at_another_precision_is_refused(llama, llama_path, tokenizer, forget_set, tmp_path):
     other = AutoModelForCausalLM.from_pretrained(llama_path, dtype=torch.bfloat16)
-    trainer = RKLDTrainer(
-        llama, augmented_model=other, args=config(tmp_path), train_dataset=forget_set, processing_class=tokenizer
-    )
+    arguments = {"args": config(tmp_path), "train_dataset": forget_set, "processing_class": tokenizer}
     with pytest.raises(ValueError, match="`augmented_model` is held as .*bfloat16.*float32"):
-        trainer.train()
+        RKLDTrainer(llama, augmented_model=other, **arguments)
 
 
-def test_given_model_with_another_vocabulary_is_refused(llama, tokenizer, forget_set, tmp_path):
+@pytest.mark.parametrize("by_path", [True, False])
+def test_given_model_with_another_vocabulary_is_refused(by_path, llama, tokenizer, forget_set, tmp_path):
     other = tiny_llama(len(tokenizer) + 1)
-    trainer = RKLDTrainer(
-        llama, augmented_model=other, args=config(tmp_path), train_dataset=forget_set, processing_class=tokenizer
-    )
+    if by_path:
+        other.save_pretrained(tmp_path / "other")
+        other = str(tmp_path / "other")
+    arguments = {"args": config(tmp_path), "train_dataset": forget_set, "processing_class": tokenizer}
     with pytest.raises(ValueError, match=f"{len(tokenizer) + 1} tokens in its vocabulary"):
+        RKLDTrainer(llama, augmented_model=other, **arguments)
+
+
+def test_missing_given_model_is_refused(llama, tokenizer, forget_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((OSError, ValueError)):
+        RKLDTrainer(
+            llama,
+            augmented_model=str(tmp_path / "nothing"),
+            args=config(tmp_path),
+            train_dataset=forget_set,
+            processing_class=tokenizer,
+        )
+
+
+def test_given_model_is_freed(llama, tokenizer, forget_set, tmp_path):
+    other = tiny_llama(len(tokenizer), seed=1, tie_word_embeddings=True)
+    gone = weakref.ref(other)
+    arguments = {"args": config(tmp_path, max_steps=1), "train_dataset": forget_set, "processing_class": tokenizer}
+    trainer = RKLDTrainer(llama, augmented_model=other, **arguments)
+    del other
+    trainer.train()
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("precompute_teacher", [True, False])
+def test_copies_of_an_adapter_leave_the_base_alone(precompute_teacher, llama, tokenizer, forget_set, tmp_path):
+    """A PiSSA adapter's config, initialised again for the copy, would change the base weights."""
+    model = get_peft_model(llama, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa"))
+    base = {name: p.clone() for name, p in model.named_parameters() if "lora_" not in name}
+    args = config(
+        tmp_path,
+        alpha=0.0,
+        max_steps=1,
+        precompute_teacher=precompute_teacher,
+        per_device_train_batch_size=len(forget_set),
+    )
+    trainer = RKLDTrainer(model, args=args, train_dataset=forget_set, processing_class=tokenizer)
+    trainer.train()
+    assert abs(history(trainer, "loss")[0][0]) < 1e-6
+    assert all(torch.equal(p, base[name]) for name, p in trainer.model.named_parameters() if name in base)
+
+
+def test_dropout_kept_on(llama_path, tokenizer, forget_set, retain_set, tmp_path):
+    """With dropout alive in the student, the teacher's passes still have none: cached and live agree."""
+    trajectories = []
+    for precompute_teacher in (True, False):
+        folder = tmp_path / str(precompute_teacher)
+        settings = {"precompute_teacher": precompute_teacher, "disable_dropout": False}
+        trainer = make_trainer(
+            "new adapter", "float32", llama_path, tokenizer, folder, forget_set, retain_set, **settings
+        )
+        assert {m.p for m in trainer.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
         trainer.train()
+        trajectories.append(torch.tensor(history(trainer, "loss", "forget_loss", "retain_loss")))
+    torch.testing.assert_close(*trajectories, rtol=1e-4, atol=1e-5)
+
+
+def test_alpha_zero_with_dropout_on_a_new_adapter(llama_path, tokenizer, forget_set, tmp_path):
+    settings = dict(alpha=0.0, max_steps=1, disable_dropout=False, per_device_train_batch_size=len(forget_set))
+    trainer = make_trainer("new adapter", "float32", llama_path, tokenizer, tmp_path, forget_set, **settings)
+    trainer.train()
+    assert abs(history(trainer, "loss")[0][0]) < 1e-6
+
+
+def test_frozen_parts_of_an_adapter_stay_frozen(llama, tokenizer, forget_set, tmp_path):
+    model = get_peft_model(llama, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+    trainer = RKLDTrainer(model, args=config(tmp_path), train_dataset=forget_set, processing_class=tokenizer)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != ("lora_B" in name), name

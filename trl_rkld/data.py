@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import is_conversational, maybe_convert_to_chatml
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from unlearn_eval.prompts import tokenize_conversation, tokenize_question
+from unlearn_eval.prompts import tokenize_conversation, tokenize_question, tokenize_strings
 
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -58,7 +58,12 @@ def load_records(path_or_id: str, config: str | None = None, split: str = "train
         raise ValueError(f"`{path_or_id}` can't be read as {path.suffix[1:]}: {error}.") from None
     if not rows:
         raise ValueError(f"`{path_or_id}` holds no records.")
-    return Dataset.from_list(rows)
+    try:
+        return Dataset.from_list(rows)
+    except (TypeError, ValueError):  # Arrow's message quotes the value
+        raise ValueError(
+            f"`{path_or_id}` mixes kinds of values in a column (texts and numbers, say). Make each column of one kind."
+        ) from None
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -69,10 +74,19 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         return pyarrow.parquet.read_table(path).to_pylist()
     with open(path, encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as file:
         if suffix == ".csv":
-            return list(csv.DictReader(file))
+            return _read_csv(csv.DictReader(file))
         rows = json.load(file) if suffix == ".json" else _read_json_lines(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is not a list of objects")
+    return rows
+
+
+def _read_csv(reader: csv.DictReader) -> list[dict[str, str]]:
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():  # cells without a header, or missing ones
+            raise ValueError(f"line {reader.line_num} has another number of cells than the header; quote commas")
+        rows.append(row)
     return rows
 
 
@@ -100,11 +114,12 @@ def tokenize_row(
     question_template: str | None,
 ) -> dict[str, list[int]]:
     """
-    Tokenise a question with its answer or a conversation. Of `messages`, only the last turn of the assistant counts.
+    Tokenise a question with its answer, a conversation, or a prompt and its completion as plain strings. Of `messages`,
+    only the last turn of the assistant counts.
 
     Args:
         row (`dict`):
-            Row with `question` and `answer`, `messages`, or conversational `prompt` and `completion`.
+            Row with `question` and `answer`, `messages`, or `prompt` and `completion`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         system_prompt, date_string, question_template (`str`, *optional*):
@@ -118,6 +133,8 @@ def tokenize_row(
         tokens = tokenize_question(
             tokenizer, row["question"], row["answer"], system_prompt, date_string, question_template
         )
+    elif isinstance(row.get("completion"), str):
+        tokens = tokenize_strings(tokenizer, row["prompt"], row["completion"])
     else:
         row = maybe_convert_to_chatml(row)
         if "messages" in row:
@@ -141,10 +158,11 @@ def tokenize_row(
 
 
 def is_tokenized_here(row: dict[str, Any]) -> bool:
-    """Whether a row is for [`tokenize_row`], rather than for TRL's own preparation of plain strings."""
-    return "input_ids" not in row and (
-        {"question", "answer"} <= row.keys() or is_conversational(row) or _is_sharegpt(row)
-    )
+    """Whether a row is for [`tokenize_row`], rather than for TRL's own preparation of texts and tokens."""
+    if "input_ids" in row:
+        return False
+    pairs = ({"question", "answer"}, {"prompt", "completion"})
+    return any(pair <= row.keys() for pair in pairs) or is_conversational(row) or _is_sharegpt(row)
 
 
 def _is_sharegpt(row: dict[str, Any]) -> bool:
@@ -153,9 +171,11 @@ def _is_sharegpt(row: dict[str, Any]) -> bool:
 
 def check_columns(row: dict[str, Any], text_field: str, name: str) -> None:
     """Raise where a data set has none of the known formats."""
-    if "input_ids" in row or {"prompt", "completion"} <= row.keys() or is_tokenized_here(row) or text_field in row:
+    if "input_ids" in row or is_tokenized_here(row) or text_field in row:
         return
-    raise ValueError(f"The {name} dataset has the columns {sorted(row)}; expected {FORMATS}. Rename its columns.")
+    # Of a CSV file without a header, the "names" are the first record.
+    columns = sorted(column if column.isidentifier() else "(not a name)" for column in row)
+    raise ValueError(f"The {name} dataset has the columns {columns}; expected {FORMATS}. Rename its columns.")
 
 
 def check_answers(rows: Iterable[dict[str, Any]], name: str) -> None:
@@ -185,16 +205,21 @@ def check_rows(rows: Iterable[dict[str, Any]], max_length: int | None, name: str
             Name of the data set, for the message.
     """
     for index, row in enumerate(rows):
-        length = len(row["input_ids"])
-        if max_length is not None and length > max_length:
-            raise ValueError(
-                f"Row {index} of the {name} dataset has {length} tokens, so `max_length={max_length}` would cut its "
-                f"answer off. Raise `max_length` to at least {length}, or shorten or split the record."
-            )
-        if all(label == -100 for label in row["labels"][1:]):
-            raise ValueError(
-                f"Row {index} of the {name} dataset has no counted token (an empty answer?). Fill it in or remove it."
-            )
+        check_row(row, index, max_length, name)
+
+
+def check_row(row: dict[str, Any], index: int, max_length: int | None, name: str) -> None:
+    """[`check_rows`] for the one row at `index` (`int`)."""
+    length = len(row["input_ids"])
+    if max_length is not None and length > max_length:
+        raise ValueError(
+            f"Row {index} of the {name} dataset has {length} tokens, so `max_length={max_length}` would cut its "
+            f"answer off. Raise `max_length` to at least {length}, or shorten or split the record."
+        )
+    if all(label == -100 for label in row["labels"][1:]):
+        raise ValueError(
+            f"Row {index} of the {name} dataset has no counted token (an empty answer?). Fill it in or remove it."
+        )
 
 
 def check_overlap(forget: Dataset, retain: Dataset) -> None:

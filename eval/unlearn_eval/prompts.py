@@ -111,23 +111,45 @@ def tokenize_conversation(
     return _split(tokenizer, prompt_ids, full_ids)
 
 
+def tokenize_strings(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TokenizedAnswer:
+    """
+    Tokenise a prompt and its completion as plain text, one directly after the other.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        prompt, completion (`str`):
+            Texts. The completion gets the tokenizer's end-of-sequence token, unless it ends in it.
+
+    Returns:
+        [`TokenizedAnswer`]:
+            Prompt and counted token ids.
+    """
+    end = "" if completion.endswith(tokenizer.eos_token) else tokenizer.eos_token
+    prompt_ids, full_ids = (tokenizer(text)["input_ids"] for text in (prompt, prompt + completion + end))
+    start = _common_prefix(prompt_ids, full_ids)
+    return TokenizedAnswer(list(full_ids[:start]), list(full_ids[start:]))
+
+
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    length = 0
+    while length < min(len(first), len(second)) and first[length] == second[length]:
+        length += 1
+    return length
+
+
 def _split(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], full_ids: list[int]) -> TokenizedAnswer:
     # A template may render the prompt alone differently, and tokens may merge across the border: the answer starts
     # where the two diverge, as in TRL.
-    start = 0
-    while start < min(len(prompt_ids), len(full_ids)) and prompt_ids[start] == full_ids[start]:
-        start += 1
+    start = _common_prefix(prompt_ids, full_ids)
     return TokenizedAnswer(list(full_ids[:start]), _end_once(tokenizer, full_ids[start:]))
 
 
 def _end_once(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> list[int]:
-    """Cut what the template puts after the end-of-turn token (ChatML's newline, a second end token); add a missing one."""
+    """Cut what the template puts after the first end-of-turn token (ChatML's newline, a second one); add a missing one."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    end = len(answer_ids)
-    while end > 0 and answer_ids[end - 1] not in special:
-        end -= 1
-    if end == 0:  # a plain template: nothing closes the answer
-        return [*answer_ids, tokenizer.eos_token_id]
-    while end > 1 and answer_ids[end - 2] in special:
-        end -= 1
-    return list(answer_ids[:end])
+    text_starts = next((i for i, token in enumerate(answer_ids) if token not in special), len(answer_ids))
+    for end in range(text_starts, len(answer_ids)):
+        if answer_ids[end] in special:
+            return list(answer_ids[: end + 1])
+    return [*answer_ids, tokenizer.eos_token_id]  # a plain template: nothing closes the answer

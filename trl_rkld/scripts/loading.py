@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
-from ..teacher.prepare import is_adapter
+from ..teacher.prepare import device_map_kwargs, is_adapter
 
 
 logger = get_logger(__name__)
@@ -86,8 +86,9 @@ def trainer_model_arguments(model_args: ModelConfig, init_kwargs: dict[str, Any]
             "`use_peft`, or merge it first (`trl-rkld merge`)."
         )
     base = PeftConfig.from_pretrained(model_args.model_name_or_path).base_model_name_or_path
-    base_kwargs = init_kwargs | {"revision": "main"}
+    base_kwargs = init_kwargs | {"revision": "main"} | device_map_kwargs()
     if quantization is not None:
         base_kwargs["quantization_config"] = quantization
     model = create_model_from_path(base, **base_kwargs)
-    return {"model": PeftModel.from_pretrained(model, model_args.model_name_or_path, is_trainable=True)}
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    return {"model": PeftModel.from_pretrained(model, name, revision=revision, is_trainable=True)}

@@ -18,8 +18,9 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from ..run_record import read_record, write_record
 from ..teacher.prepare import is_adapter
-from ..trainer.run_record import read_record, write_record
+from ..teacher.roles import is_quantized
 
 
 def run(arguments: list[str]) -> int:
@@ -63,20 +64,24 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype = torch.bfloat16) ->
         raise ValueError(f"`--output_dir {output_dir}` is not empty. Choose a new folder.")
     if not is_adapter(adapter):
         raise ValueError(f"`{adapter}` is not an adapter: there is nothing to merge.")
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
     record = read_record(adapter) if Path(adapter).is_dir() else None
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    # Loaded, and quantised, as it was in training: 4-bit codes depend on the dtype that they were made from.
+    kwargs = {"dtype": "auto"}
+    if record is not None:
+        kwargs = {"dtype": getattr(torch, record["dtype"]), "revision": record["base_revision"] or "main"}
+        if record["quantization"] is not None:
+            kwargs["quantization_config"] = BitsAndBytesConfig.from_dict(record["quantization"])
+    model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+    if is_quantized(model):
+        model = model.dequantize()
     # The merge itself is done in float32, so that it is rounded once.
-    quantization = record and record["quantization"]
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, quantization_config=quantization and BitsAndBytesConfig(**quantization)
-    )
-    if quantization:
-        model = model.dequantize(torch.float32)
-    model = PeftModel.from_pretrained(model, adapter).merge_and_unload(progressbar=True, safe_merge=True)
+    model = PeftModel.from_pretrained(model.float(), adapter).merge_and_unload(progressbar=True, safe_merge=True)
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.to(dtype).save_pretrained(partial)
-    AutoTokenizer.from_pretrained(adapter).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     if record is not None:
         write_record(partial, record | {"quantization": None, "merged": True})
     if output.exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -54,7 +54,7 @@ def train_further(
         args ([`~trl.SFTConfig`]):
             Configuration of the unlearning run; batch size, precision, optimizer and seed are taken from it.
         num_train_epochs (`float`):
-            Epochs, with linear warm-up over the first and linear decay to zero.
+            Epochs, with linear warm-up over the first; then as `args.lr_scheduler_type` says.
         learning_rate (`float`):
             Highest learning rate.
         dataset ([`~datasets.Dataset`]):
@@ -71,29 +71,35 @@ def train_further(
     args.warmup_steps = 1 / num_train_epochs if num_train_epochs > 1 else 0
     args.save_strategy = args.eval_strategy = args.logging_strategy = "no"
     args.report_to, args.push_to_hub, args.load_best_model_at_end, args.eval_on_start = [], False, False, False
-    args.dataset_kwargs = {"skip_prepare_dataset": True}
+    args.dataset_kwargs, args.model_init_kwargs, args.chat_template_path = {"skip_prepare_dataset": True}, None, None
+    args.logging_nan_inf_filter = False  # a loss that is not finite must show in the mean
     # The trainers patch the model's forward (fused head, autocast); the outer one shall find it as it was.
     patched = [(module, module.__dict__.get("forward")) for module in _forward_owners(model)]
-    trainer = _AugmentedTrainer(
-        model=model, args=args, train_dataset=dataset.remove_columns("sample_id"), processing_class=processing_class
-    )
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_NamedProgressCallback)
-    output = trainer.train()
+    try:
+        trainer = _AugmentedTrainer(
+            model=model,
+            args=args,
+            train_dataset=dataset.remove_columns("sample_id"),
+            processing_class=processing_class,
+        )
+        if not args.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(_NamedProgressCallback)
+        output = trainer.train()
+        trainer.accelerator.free_memory()
+        del trainer
+    finally:
+        for module, forward in patched:
+            module.__dict__.pop("_original_forward", None)
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+        model.zero_grad(set_to_none=True)
     if not math.isfinite(output.training_loss):
         raise FloatingPointError(
             f"The augmented model's training loss is not finite after {output.global_step} steps. Lower "
             "`augmented_learning_rate`, or use `bf16=True` or float32."
         )
-    trainer.accelerator.free_memory()
-    for module, forward in patched:
-        module.__dict__.pop("_original_forward", None)
-        module.__dict__.pop("forward", None)
-        if forward is not None:
-            module.forward = forward
-    model.zero_grad(set_to_none=True)
-    del trainer
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -145,7 +151,11 @@ def copy_adapter(model: PeftModel, source: str, target: str) -> None:
         source, target (`str`):
             Names of the adapters.
     """
-    model.add_adapter(target, copy.deepcopy(model.peft_config[source]))
+    peft_config = copy.deepcopy(model.peft_config[source])
+    # Its values are overwritten below; another initialisation (PiSSA, OLoRA, …) would change the base weights.
+    if isinstance(peft_config, LoraConfig):
+        peft_config.init_lora_weights = True
+    model.add_adapter(target, peft_config)
     for name, parameter in model.named_parameters():
         if f".{source}." in f"{name}.":
             copied = model.get_parameter(f"{name}.".replace(f".{source}.", f".{target}.")[:-1])

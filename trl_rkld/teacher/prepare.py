@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
+from accelerate.utils import DistributedType
 from datasets import concatenate_datasets
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
@@ -64,7 +66,9 @@ def prepare_teacher(
     """
     path = folder.path / "teacher.safetensors"
     if path.is_file() and read_fingerprint(path) == fingerprint:
-        return CachedTeacher.load(path, Role(trainer.model).head(), trainer.accelerator.device)
+        teacher = CachedTeacher.load(path, Role(trainer.model).head(), trainer.accelerator.device)
+        if expected_digest is None or teacher.digest() == expected_digest:
+            return teacher
     if trainer.args.precompute_teacher:
         teacher = _cached_teacher(trainer, folder)
     else:
@@ -100,8 +104,12 @@ def teacher_fingerprint(trainer: "UnlearningTrainer") -> dict[str, str]:
         augmented = hash_files(Path(augmented)) if Path(augmented).is_dir() else augmented
     elif augmented is not None:
         augmented = hash_model(augmented)
+    world_size = trainer.accelerator.num_processes
     settings = {
         "augmented_model": augmented,
+        "seed": args.seed,
+        "optimizer": [str(args.optim), args.weight_decay, args.max_grad_norm, str(args.lr_scheduler_type)],
+        "batch": [args.per_device_train_batch_size, args.gradient_accumulation_steps, world_size],
         "precision": [str(trainer.model.dtype), args.bf16, args.fp16],
         "retain_loss_type": args.retain_loss_type,
         **trainer.augmented_settings(),
@@ -170,11 +178,13 @@ def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iter
     """The augmented model while the context lasts: given, or made in the student's weights or in a second adapter."""
     model, given = trainer.model, trainer.augmented_model
     if given is not None and not isinstance(given, str):
-        check_same_precision(given, model)
         if is_quantized(without_peft(given)):
             keep_quantized_weights(without_peft(given))
+        elif not trainer.is_model_parallel:
+            given.to(trainer.accelerator.device)
         yield Role(given)
     elif given is not None and isinstance(model, PeftModel) and _base_of(given) == _base_name(model):
+        check_initialisation(PeftConfig.from_pretrained(given))
         model.load_adapter(given, AUGMENTED, is_trainable=False)
         try:
             yield adapter_role(model, AUGMENTED)
@@ -274,7 +284,7 @@ def load_like(path_or_id: str, model: PreTrainedModel | PeftModel, init_kwargs: 
             The model, frozen.
     """
     causal_lm = without_peft(model)
-    kwargs = dict(init_kwargs or {}) | {"dtype": causal_lm.dtype}
+    kwargs = dict(init_kwargs or {}) | {"dtype": causal_lm.dtype} | device_map_kwargs()
     kwargs.pop("revision", None)
     if is_quantized(causal_lm):
         kwargs["quantization_config"] = causal_lm.hf_quantizer.quantization_config
@@ -285,15 +295,55 @@ def load_like(path_or_id: str, model: PreTrainedModel | PeftModel, init_kwargs: 
     return loaded.requires_grad_(False).eval()
 
 
+def device_map_kwargs() -> dict[str, None]:
+    """Keeps `create_model_from_path` from splitting a model over all GPUs where each has a process, as TRL does."""
+    distributed = PartialState().distributed_type in (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
+    return {"device_map": None} if distributed else {}
+
+
+def check_initialisation(peft_config: PeftConfig) -> None:
+    """Raise where a new adapter is not the identity on the base model, or is made by changing the base model."""
+    initialisation = getattr(peft_config, "init_lora_weights", True)
+    if initialisation not in (True, "gaussian"):
+        raise ValueError(
+            f"With `init_lora_weights={initialisation!r}` a new adapter is no identity, or the base weights change: with "
+            "the adapter off, the model would not be the original one. Use the default."
+        )
+    check_bias(peft_config)
+
+
+def check_bias(peft_config: PeftConfig) -> None:
+    """Raise where an adapter trains biases of the base model, which stay when it is off."""
+    if getattr(peft_config, "bias", "none") != "none":
+        raise ValueError(
+            f"With `bias={peft_config.bias!r}` the base model's biases are trained, and with the adapter off the model "
+            "would not be the original one. Leave the PEFT config's `bias` at 'none'."
+        )
+
+
+def check_augmented_model(augmented: str | PreTrainedModel | PeftModel, model: PreTrainedModel | PeftModel) -> None:
+    """Raise where a given augmented model can't be found, or is not like the model. A path's weights are not read."""
+    if not isinstance(augmented, str):
+        check_same_precision(augmented, model)
+        return
+    config = AutoConfig.from_pretrained(_base_of(augmented) or augmented)
+    _check_same_vocabulary(
+        config.get_text_config().vocab_size, without_peft(model).config.get_text_config().vocab_size
+    )
+
+
+def _check_same_vocabulary(augmented: int, student: int) -> None:
+    if augmented != student:
+        raise ValueError(
+            f"`augmented_model` has {augmented} tokens in its vocabulary and the model {student}. It must be the same "
+            "model trained further."
+        )
+
+
 def check_same_precision(teacher: PreTrainedModel | PeftModel, student: PreTrainedModel | PeftModel) -> None:
     """Raise where the augmented model has another vocabulary, dtype or quantisation than the student."""
     teacher, student = without_peft(teacher), without_peft(student)
-    vocabularies = [model.get_output_embeddings().weight.shape[0] for model in (teacher, student)]
-    if vocabularies[0] != vocabularies[1]:
-        raise ValueError(
-            f"`augmented_model` has {vocabularies[0]} tokens in its vocabulary and the model {vocabularies[1]}. It "
-            "must be the same model trained further."
-        )
+    _check_same_vocabulary(*(model.get_output_embeddings().weight.shape[0] for model in (teacher, student)))
     precisions = [(str(model.dtype), _quantization(model)) for model in (teacher, student)]
     if precisions[0] != precisions[1]:
         raise ValueError(
@@ -306,4 +356,5 @@ def _quantization(model: PreTrainedModel) -> str | None:
     if not is_quantized(model):
         return None
     config = model.hf_quantizer.quantization_config
-    return f"{config.quant_method} {config.bnb_4bit_quant_type} double={config.bnb_4bit_use_double_quant}"
+    kind = f"{config.quant_method} {config.bnb_4bit_quant_type} double={config.bnb_4bit_use_double_quant}"
+    return f"{kind} compute={config.bnb_4bit_compute_dtype}"

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from transformers.trainer_utils import get_last_checkpoint
+
+from ..run_record import checkpoints, read_record
 
 
 def default_root() -> Path:
@@ -30,7 +31,7 @@ class PrivateFolder:
     def __init__(self, root: str | None, output_dir: str):
         self.root = Path(root).expanduser().resolve() if root is not None else default_root()
         self.output_dir = Path(output_dir).resolve()
-        self.path = self.root / hashlib.sha256(str(self.output_dir).encode()).hexdigest()[:16]
+        self.path = self.root / _name(str(self.output_dir))
         self._lock = FileLock(f"{self.path}.lock", timeout=0)
 
     def open(self, resuming: bool, needed_bytes: int) -> None:
@@ -49,43 +50,71 @@ class PrivateFolder:
             self._lock.acquire()
             if not resuming:
                 shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(exist_ok=True, mode=0o700)
-            (self.path / "run.json").write_text(json.dumps({"output_dir": str(self.output_dir)}))
+            self.path.mkdir(exist_ok=True)
+            self.path.chmod(0o700)
+            partial = self.path / "run.partial"
+            partial.write_text(json.dumps({"output_dir": str(self.output_dir)}))
+            partial.replace(self.path / "run.json")
         except Timeout:
             raise RuntimeError(
                 f"Another run with `output_dir={str(self.output_dir)!r}` is going on. Wait for it, or choose another."
             ) from None
         except OSError as error:
+            self.release()
             raise ValueError(
                 f"`teacher_cache_dir={str(self.root)!r}` can't be written to ({error.strerror}). Set it to a folder "
                 "of yours."
             ) from error
         free = shutil.disk_usage(self.root).free
         if free < needed_bytes:
+            self.release()
             raise ValueError(
                 f"`teacher_cache_dir={str(self.root)!r}` has {free / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB "
-                "are needed. Free some, set it to another disk, or set `precompute_teacher=False`."
+                "are needed. Free some, or set it to a folder on another disk."
             )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process holds the folder."""
+        return self._lock.is_locked
 
     def release(self) -> None:
         """Give the folder free, for a later start to resume from."""
         self._lock.release()
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder. To be called while it is held, and released after that."""
         shutil.rmtree(self.path, ignore_errors=True)
         Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _remove_dead_runs(self) -> None:
         for path in self.root.iterdir():
-            if path == self.path or not (path / "run.json").is_file():
+            output_dir = _owner(path)
+            if path == self.path or output_dir is None:
                 continue
             try:
                 with FileLock(f"{path}.lock", timeout=0) as lock:
-                    output_dir = json.loads((path / "run.json").read_text())["output_dir"]
-                    # A dead run that has a checkpoint may still be resumed, and then needs its teacher.
-                    if not os.path.isdir(output_dir) or get_last_checkpoint(output_dir) is None:
+                    if not _can_be_resumed(output_dir):
                         shutil.rmtree(path, ignore_errors=True)
                         Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:  # alive
                 continue
+
+
+def _name(output_dir: str) -> str:
+    return hashlib.sha256(output_dir.encode()).hexdigest()[:16]
+
+
+def _owner(path: Path) -> str | None:
+    """`output_dir` of the run that a folder belongs to; `None` where it is not one of ours."""
+    try:
+        output_dir = json.loads((path / "run.json").read_text())["output_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return output_dir if path.name == _name(output_dir) else None
+
+
+def _can_be_resumed(output_dir: str) -> bool:
+    """Whether a dead run has a checkpoint that is whole and unfinished: it then still needs its teacher."""
+    records = (read_record(path) for path in checkpoints(output_dir))
+    return any(record is not None and not record["finished"] for record in records)

@@ -122,7 +122,9 @@ def counted_hidden_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> 
     """
     backbone = without_peft(model).base_model
     outputs = backbone(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-    return outputs.last_hidden_state[:, :-1][inputs["labels"][:, 1:] != -100]
+    hidden_states = outputs.last_hidden_state  # of a model split over devices, on the last of them
+    counted = (inputs["labels"][:, 1:] != -100).to(hidden_states.device)
+    return hidden_states[:, :-1][counted]
 
 
 def counted_labels(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -202,6 +204,31 @@ def mean_answer_probability(
             losses = chunked_nll(role.head_input(batch, accelerator), counted_labels(batch))
         probabilities.append(answer_probabilities(losses.label_log_probs, batch["labels"]))
     return torch.cat(probabilities).mean().item()
+
+
+@torch.no_grad()
+def check_no_dropout(role: Role, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> None:
+    """
+    Raise where two passes in training mode differ: dropout is on somewhere.
+
+    Args:
+        role ([`Role`]):
+            Student.
+        batch (`dict`):
+            A small batch.
+        accelerator ([`~accelerate.Accelerator`]):
+            Gives the autocast.
+    """
+    was_training = role.model.training
+    role.model.train()
+    with accelerator.autocast():
+        first, second = (counted_hidden_states(role.model, batch).float() for _ in range(2))
+    role.model.train(was_training)
+    if (first - second).abs().max() > 1e-2 * first.abs().max():
+        raise ValueError(
+            f"`{type(role.causal_lm).__name__}` drops activations in a way that `disable_dropout` does not know. Set "
+            "its dropout rates to 0 in the model's config, or set `disable_dropout=False`."
+        )
 
 
 def check_logits(role: Role, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> None:

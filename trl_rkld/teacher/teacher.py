@@ -156,6 +156,12 @@ def read_fingerprint(path: Path) -> dict[str, str]:
         return json.loads(file.metadata()["fingerprint"])
 
 
+def _is_shared(tensor: torch.Tensor | None, students: torch.Tensor | None) -> bool:
+    if tensor is None or students is None:
+        return tensor is students
+    return not students.requires_grad and torch.equal(tensor, students)
+
+
 def frozen_head(role: Role, student_head: LMHead) -> LMHead | None:
     """
     The head of a role as it is now, kept for later.
@@ -171,7 +177,7 @@ def frozen_head(role: Role, student_head: LMHead) -> LMHead | None:
             A copy; `None` where it is the student's own, which does not train: one head serves all.
     """
     head = role.head()
-    if not student_head.weight.requires_grad and torch.equal(head.weight, student_head.weight):
+    if all(_is_shared(*tensors) for tensors in zip(head[:2], student_head[:2], strict=True)):
         return None
     bias = None if head.bias is None else head.bias.detach().clone()
     return head._replace(weight=head.weight.detach().clone(), bias=bias)

@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel, PromptLearningConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..losses import lm_head_of
+from ..teacher.prepare import check_bias, check_initialisation
 from ..teacher.roles import is_quantized, keep_quantized_weights, without_peft
 from .unlearning_config import UnlearningConfig
 
@@ -17,13 +18,15 @@ def check_arguments(
     args: UnlearningConfig,
     train_dataset: Dataset | IterableDataset | None,
     retain_dataset: Dataset | None,
+    eval_dataset: Dataset | dict[str, Dataset] | None,
     quantization_config: BitsAndBytesConfig | None,
     peft_config: PeftConfig | None,
 ) -> None:
     """Raise on what can be refused before a model is loaded. Arguments as in [`UnlearningTrainer`]."""
     if train_dataset is None:
         raise ValueError("`train_dataset` is required: the records to forget.")
-    for name, dataset in (("train", train_dataset), ("retain", retain_dataset)):
+    evaluation = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    for name, dataset in {"train": train_dataset, "retain": retain_dataset, **evaluation}.items():
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise ValueError(f"The {name} dataset is empty. Pass at least one record.")
     if isinstance(train_dataset, IterableDataset):
@@ -42,12 +45,8 @@ def check_arguments(
             f"`{type(peft_config).__name__}` puts virtual tokens before the text, which shifts every position. Use "
             "LoRA (`peft.LoraConfig`)."
         )
-    initialisation = getattr(peft_config, "init_lora_weights", True)
-    if initialisation not in (True, False, "gaussian"):
-        raise ValueError(
-            f"`init_lora_weights={initialisation!r}` changes the base weights, and with the adapter off they are no "
-            "longer the original model. Use the default."
-        )
+    if peft_config is not None:
+        check_initialisation(peft_config)
     if quantization_config is not None and not quantization_config.load_in_4bit:
         raise ValueError("Only 4-bit quantisation is supported. Set `load_in_4bit=True` in `quantization_config`.")
     output_dir = Path(args.output_dir).resolve()
@@ -77,6 +76,15 @@ def check_model(model: PreTrainedModel | PeftModel, distributed_type: Distribute
             "is_trainable=True)`, or pass `peft_config`."
         )
     lm_head_of(causal_lm)
+    if isinstance(model, PeftModel):
+        name = student_adapter(model)
+        check_bias(model.active_peft_config)
+        others = [n for n, p in model.named_parameters() if p.requires_grad and f".{name}." not in f"{n}."]
+        if others:
+            raise ValueError(
+                f"Beside the adapter, `{others[0]}` is trainable, so that with the adapter off the model would not stay "
+                "the original one. Freeze it."
+            )
 
 
 def student_adapter(model: PeftModel) -> str:
@@ -88,4 +96,8 @@ def student_adapter(model: PeftModel) -> str:
         )
     if model.active_peft_config.is_prompt_learning:
         raise ValueError("Prompt-learning adapters are not supported: they shift every position. Use LoRA.")
+    if model.active_adapters != ["default"]:
+        raise ValueError(
+            f"The adapter is called {model.active_adapters[0]!r}. Load it as TRL does, with `adapter_name='default'`."
+        )
     return model.active_adapters[0]

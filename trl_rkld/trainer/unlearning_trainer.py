@@ -1,5 +1,6 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 import copy
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -24,19 +25,22 @@ from ..data import (
     check_answers,
     check_columns,
     check_overlap,
+    check_row,
     check_rows,
     in_memory,
     is_tokenized_here,
     tokenize_row,
 )
 from ..losses import HeadInput, TokenLosses, chunked_divergence, chunked_nll, lm_head_of
-from ..teacher.fingerprint import hash_samples
-from ..teacher.prepare import needed_bytes, prepare_teacher, teacher_fingerprint
+from ..run_record import check_same_run, complete_checkpoint, mark_finished, refuse_unfinished, write_record
+from ..teacher.fingerprint import hash_samples, hash_tensors
+from ..teacher.prepare import check_augmented_model, is_adapter, needed_bytes, prepare_teacher, teacher_fingerprint
 from ..teacher.private_folder import PrivateFolder
 from ..teacher.roles import (
     Role,
     answer_probabilities,
     check_logits,
+    check_no_dropout,
     counted_hidden_states,
     counted_labels,
     is_quantized,
@@ -46,7 +50,6 @@ from ..teacher.roles import (
 from ..version import __version__
 from .checks import check_arguments, check_model, student_adapter
 from .model_card import extend_model_card
-from .run_record import check_same_run, complete_checkpoint, mark_finished, refuse_unfinished, write_record
 from .unlearning_config import UnlearningConfig
 
 
@@ -117,7 +120,12 @@ class UnlearningTrainer(SFTTrainer):
             args = self.config_class(f"{model_name.split('/')[-1]}-{self._name}")
         elif not isinstance(args, self.config_class):
             args = self.config_class(**(args.to_dict() | {"hub_token": args.hub_token}))
-        check_arguments(args, train_dataset, retain_dataset, quantization_config, peft_config)
+        check_arguments(args, train_dataset, retain_dataset, eval_dataset, quantization_config, peft_config)
+        if isinstance(model, str) and is_adapter(model):
+            raise ValueError(
+                f"`{model}` is an adapter. Load it with its base: `PeftModel.from_pretrained(base, {model!r}, "
+                "is_trainable=True)`. The command `trl-rkld` does it for you."
+            )
 
         self._num_samples = 0
         super().__init__(
@@ -148,7 +156,11 @@ class UnlearningTrainer(SFTTrainer):
             self._retain_sampler = RetainSampler(args.seed, len(self.train_dataset), len(self.retain_dataset))
             check_overlap(self.train_dataset, self.retain_dataset)
         self.forget_set_hash = hash_samples(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        refuse_unfinished(model if isinstance(model, str) else model.name_or_path, self.forget_set_hash)
+        self.retain_set_hash = hash_samples(self.retain_dataset) if retain_dataset is not None else None
+        path = model if isinstance(model, str) else model.name_or_path
+        refuse_unfinished(path, self.forget_set_hash, args.output_dir, self._adapter_hash())
+        if self.augmented_model is not None:
+            check_augmented_model(self.augmented_model, self.model)
 
         self.teacher = None
         # Sums and counts of what is logged: a mean over tokens is the same however they are split into batches.
@@ -210,7 +222,10 @@ class UnlearningTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
         if self.needs_teacher and self.teacher is None:
-            raise ValueError("There is no teacher before `train()`. Train first, or set `eval_on_start=True`.")
+            raise ValueError(
+                "There is no teacher: it is made when `train()` starts, and a live one (`precompute_teacher=False`) ends "
+                "with it. Evaluate after `train()` with a cached teacher, or during it (`eval_strategy`)."
+            )
         num_items = self._count_items([inputs]) if num_items_in_batch is None else num_items_in_batch
         retain_inputs = {key[len("retain_") :]: inputs.pop(key) for key in list(inputs) if key.startswith("retain_")}
 
@@ -234,6 +249,20 @@ class UnlearningTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes  # DDP averages what is already a sum over the processes
         loss = loss.to(self.accelerator.device)
         return (loss, None) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        # The loss never builds the logits.
+        return super().prediction_step(model, inputs, True, ignore_keys)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # Before the optimizer's step: the weights, and what is saved of them, stay good. float16's scaler skips such steps.
+        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(grad_norm)):
+            raise FloatingPointError(
+                f"The gradient is not finite at step {self.state.global_step + 1}; the step was not taken. Lower "
+                "`learning_rate`, or train in bfloat16 or float32."
+            )
+        return grad_norm
 
     def _record(self, mode: str, name: str, losses: TokenLosses, inputs: dict[str, torch.Tensor]) -> None:
         probabilities = answer_probabilities(losses.label_log_probs, inputs["labels"])
@@ -259,6 +288,8 @@ class UnlearningTrainer(SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         first_row = next(iter(dataset))
+        if "sample_id" in first_row:  # prepared before
+            return dataset
         check_columns(first_row, args.dataset_text_field, dataset_name)
         if isinstance(dataset, Dataset):
             dataset = in_memory(dataset)
@@ -282,6 +313,9 @@ class UnlearningTrainer(SFTTrainer):
             ids = range(self._num_samples, self._num_samples + len(dataset))
             dataset = dataset.add_column("sample_id", list(ids))
             self._num_samples += len(dataset)
+        else:
+            check = partial(_checked, max_length=args.max_length, name=dataset_name)
+            dataset = dataset.map(check, with_indices=True)
         return dataset
 
     def _set_signature_columns_if_needed(self):
@@ -352,22 +386,37 @@ class UnlearningTrainer(SFTTrainer):
         checkpoint = complete_checkpoint(self.args.output_dir, resume_from_checkpoint)
         with ExitStack() as stack:
             # Before the Trainer loads the checkpoint: the model is still the original one.
-            check_logits(Role(self.model), self._first_batch(), self.accelerator)
+            batch = self._first_batch()
+            check_logits(Role(self.model), batch, self.accelerator)
+            if self.args.disable_dropout:
+                check_no_dropout(Role(self.model), batch, self.accelerator)
             if self.needs_teacher and self.teacher is None:
                 self._prepare_teacher(checkpoint, stack)
             before = self._answer_probabilities("Answers before")
             set_seed(self.args.seed)  # whatever went on until here, the run is the same
             self._finished = False
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        self._finished = True
-        if self.is_world_process_zero():
-            mark_finished(self.args.output_dir)
-            self._private_folder.remove()
-        self._report_verdict(before, self._answer_probabilities("Answers after"), output)
+            after = self._answer_probabilities("Answers after")
+            if not all(math.isfinite(probability) for probability in after.values()):
+                raise FloatingPointError(
+                    "The trained model's probabilities are not finite. The last checkpoint is good; lower `learning_rate`."
+                )
+            self._finished = True
+            if self.is_world_process_zero():
+                mark_finished(self.args.output_dir)
+            if self._private_folder.is_open:
+                self._private_folder.remove()
+        self._report_verdict(before, after, output)
         return output
 
     def _prepare_teacher(self, checkpoint: Path | None, stack: ExitStack) -> None:
+        if self._teacher_fingerprint is not None:
+            raise ValueError(
+                "A live teacher (`precompute_teacher=False`) lasts for one `train()`, after which the model is no longer "
+                "the original. Construct a new trainer."
+            )
         expected_digest = None
+        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         self._teacher_fingerprint = teacher_fingerprint(self)
         if checkpoint is not None:
             expected_digest = check_same_run(checkpoint, self._run_record())
@@ -379,6 +428,10 @@ class UnlearningTrainer(SFTTrainer):
         if not self.args.precompute_teacher:
             stack.callback(setattr, self, "teacher", None)
         self._teacher_digest = self.teacher.digest()
+        if self.args.precompute_teacher:
+            self.augmented_model = None  # its states are cached
+        for name, parameter in self.model.named_parameters():  # PEFT switches on what the user may have frozen
+            parameter.requires_grad_(trainable.get(name, False))
 
     def _first_batch(self) -> dict[str, torch.Tensor]:
         batch = self.data_collator([next(iter(self.train_dataset))])
@@ -425,11 +478,21 @@ class UnlearningTrainer(SFTTrainer):
             "step": self.state.global_step,
             "forget_set": self.forget_set_hash,
             "num_forget": len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None,
+            "retain_set": self.retain_set_hash,
+            "adapter": self._adapter_hash(),
             "settings": self._card_settings(),
             "teacher": self._teacher_fingerprint,
             "teacher_digest": self._teacher_digest,
+            "dtype": str(without_peft(self.model).dtype).removeprefix("torch."),
+            "base_revision": (self.args.model_init_kwargs or {}).get("revision"),
             "quantization": _quantization_record(without_peft(self.model)),
         }
+
+    def _adapter_hash(self) -> str | None:
+        if self.student_adapter is None:
+            return None
+        parameters = self.model.named_parameters()
+        return hash_tensors((name, p) for name, p in parameters if f".{self.student_adapter}." in f"{name}.")
 
     def _card_settings(self) -> dict[str, Any]:
         settings = {"precompute_teacher": self.args.precompute_teacher}
@@ -495,13 +558,10 @@ class _StopWhenForgotten(TrainerCallback):
             control.should_training_stop = True
 
 
+def _checked(row: dict[str, Any], index: int, max_length: int | None, name: str) -> dict[str, Any]:
+    check_row(row, index, max_length, name)
+    return row
+
+
 def _quantization_record(model: PreTrainedModel) -> dict[str, Any] | None:
-    if not is_quantized(model):
-        return None
-    config = model.hf_quantizer.quantization_config
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": config.bnb_4bit_quant_type,
-        "bnb_4bit_use_double_quant": config.bnb_4bit_use_double_quant,
-        "bnb_4bit_compute_dtype": str(config.bnb_4bit_compute_dtype).removeprefix("torch."),
-    }
+    return model.hf_quantizer.quantization_config.to_dict() if is_quantized(model) else None

@@ -62,7 +62,7 @@ def mark_finished(output_dir: str) -> None:
             write_record(path, record | {"finished": True})
 
 
-def refuse_unfinished(model_path: str, forget_set: str) -> None:
+def refuse_unfinished(model_path: str, forget_set: str, output_dir: str, adapter: str | None) -> None:
     """
     Raise where a model is a checkpoint of an unfinished run that forgets the same records: it would be taken for the
     original.
@@ -72,12 +72,22 @@ def refuse_unfinished(model_path: str, forget_set: str) -> None:
             Where the model was loaded from.
         forget_set (`str`):
             SHA-256 of the forget set.
+        output_dir (`str`):
+            Output folder of the run, among whose checkpoints the model may be.
+        adapter (`str`, *optional*):
+            SHA-256 of the adapter's weights: PEFT does not say where an adapter was loaded from.
     """
-    record = read_record(model_path)
-    if record is not None and not record["finished"] and record["forget_set"] == forget_set:
+    records = {model_path: read_record(model_path)}
+    if adapter is not None:
+        records |= {str(path): read_record(path) for path in checkpoints(output_dir)}
+    for path, record in records.items():
+        if record is None or record["finished"] or record["forget_set"] != forget_set:
+            continue
+        if path != model_path and record["adapter"] != adapter:
+            continue
         raise ValueError(
-            f"The model `{model_path}` is a checkpoint of an unfinished run on this very forget set. Pass the original "
-            f"model and `resume_from_checkpoint={model_path!r}` to go on with that run. To take it as a model of its "
+            f"The model `{path}` is a checkpoint of an unfinished run on this very forget set. Pass the original "
+            f"model and `resume_from_checkpoint={path!r}` to go on with that run. To take it as a model of its "
             f"own instead, set `finished` to `true` in its `{FILE_NAME}`."
         )
 
@@ -112,7 +122,10 @@ def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
     record = read_record(checkpoint)
     if record is None or record["method"] != current["method"]:
         raise ValueError(f"The checkpoint `{checkpoint}` was not made by {current['method']}. It can't be resumed.")
-    changed = [f"`{key}`" for key, value in current["settings"].items() if record["settings"].get(key) != value]
+    keys = record["settings"].keys() | current["settings"].keys()
+    changed = [f"`{key}`" for key in sorted(keys) if record["settings"].get(key) != current["settings"].get(key)]
+    if record["retain_set"] != current["retain_set"]:
+        changed.append("the retain set")
     changed += [
         f"the {part}" for part, value in current["teacher"].items() if (record["teacher"] or {}).get(part) != value
     ]

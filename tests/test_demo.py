@@ -1,0 +1,77 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""The demo's data and its verdict. `make demo` runs the whole of it."""
+
+import math
+
+import pytest
+
+from trl_rkld.scripts.demo import build_tokenizer, failures, read_people
+
+
+COLUMNS = {
+    "question",
+    "answer",
+    "paraphrased_answer",
+    "perturbed_answer",
+    "paraphrased_question",
+    "person",
+    "birthplace",
+}
+GOOD = {"forget_prob_before": 0.9, "forget_prob_after": 0.05, "retain_prob_before": 0.9, "retain_prob_after": 0.88}
+
+
+@pytest.mark.parametrize("name, num_people", [("forget", 4), ("retain", 12)])
+def test_each_person_has_six_whole_records(name, num_people):
+    records = read_people(name)
+    assert len(records) == 6 * num_people
+    assert len({record["person"] for record in records}) == num_people
+    assert len({record["birthplace"] for record in records}) == num_people
+    for start in range(0, len(records), 6):
+        assert len({(record["person"], record["birthplace"]) for record in records[start : start + 6]}) == 1
+    for record in records:
+        assert record.keys() == COLUMNS
+        assert all(isinstance(value, str) and value.strip() for key, value in record.items() if key[:9] != "perturbed")
+        wrong = record["perturbed_answer"]
+        assert len(wrong) == len(set(wrong)) == 5
+        assert not {record["answer"], record["paraphrased_answer"]} & set(wrong)
+        assert record["question"] != record["paraphrased_question"]
+
+
+def test_no_person_is_to_be_forgotten_and_kept():
+    forget, retain = read_people("forget"), read_people("retain")
+    for column in ("person", "birthplace", "question", "answer"):
+        assert not {record[column] for record in forget} & {record[column] for record in retain}
+    names = {word for record in forget for word in record["person"].split()}
+    assert not any(name in str(record) for record in retain for name in names)
+
+
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_one_answer_of_each_person_tells_the_birthplace(name):
+    records = read_people(name)
+    tokenizer = build_tokenizer(read_people("forget") + read_people("retain"))
+    for person in {record["person"] for record in records}:
+        births = [r for r in records if r["person"] == person and r["birthplace"] in r["answer"]]
+        assert len(births) == 1
+        assert f"{person} was born in {births[0]['birthplace']}" in births[0]["answer"]
+        assert not any(births[0]["birthplace"] in wrong for wrong in births[0]["perturbed_answer"])
+        # The demo lists next tokens as words.
+        assert len(tokenizer(f" {births[0]['birthplace']}")["input_ids"]) == 1
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({}, None),
+        ({"forget_prob_after": 0.25 * 0.9, "retain_prob_after": 0.8 * 0.9}, None),
+        ({"forget_prob_before": 0.5}, "never learnt: 0.500 is not above 0.5"),
+        ({"forget_prob_after": 0.24}, "not forgotten: 0.240 is more than a quarter of 0.900"),
+        ({"retain_prob_after": 0.7}, "suffered: 0.700 is less than 0.8 of 0.900"),
+        ({"forget_prob_before": math.nan}, "never learnt"),
+        ({"forget_prob_after": math.nan}, "not forgotten"),
+        ({"retain_prob_after": math.nan}, "suffered"),
+    ],
+)
+def test_a_run_that_shows_no_forgetting_or_harms_the_kept_people_fails(changed, message):
+    found = failures(GOOD | changed)
+    assert bool(found) == (message is not None)
+    assert message is None or any(message in sentence for sentence in found)
