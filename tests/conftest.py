@@ -15,6 +15,7 @@ from trl_rkld import RKLDConfig
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
+TOFU = Path(os.environ.get("TRL_RKLD_SHARED", REPOSITORY.parent / "shared")) / "data" / "tofu"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -129,14 +130,6 @@ def llama_path(tokenizer, tmp_path_factory):
     tiny_llama(len(tokenizer), tie_word_embeddings=True).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
-
-
-@pytest.fixture(scope="session")
-def tofu():
-    folder = Path(os.environ.get("TRL_RKLD_SHARED", REPOSITORY.parent / "shared")) / "data" / "tofu"
-    if not folder.is_dir():
-        pytest.skip(f"no TOFU data in {folder}")
-    return folder
 
 
 @pytest.fixture(scope="session")

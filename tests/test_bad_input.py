@@ -115,7 +115,7 @@ def test_full_disk(tokenizer, tmp_path, monkeypatch):
         (PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "virtual tokens"),
         (LoraConfig(init_lora_weights="pissa"), "With `init_lora_weights='pissa'`"),
         (LoraConfig(init_lora_weights=False), "With `init_lora_weights=False`"),
-        (LoraConfig(target_modules=["q_proj"], bias="all"), "leave the PEFT config's `bias` at 'none'"),
+        (LoraConfig(target_modules=["q_proj"], bias="all"), "Leave the PEFT config's `bias` at 'none'"),
         (LoraConfig(target_modules=["q_proj", "lm_head"]), "lm_head"),
         (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "Remove `lm_head`"),
         (LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]), "`trainable_token_indices`"),

@@ -165,6 +165,17 @@ def test_dry_run(data, llama_path):
     assert not any((data / "output").iterdir())  # the Trainer makes the folder, and nothing goes into it
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"load_in_8bit": True}, "`load_in_8bit` is not supported"), ({"load_in_4bit": True}, "Set `use_peft`")],
+)
+def test_dry_run_checks_the_model_arguments(change, message, data, llama_path):
+    config = write_config(data, settings(llama_path, data) | change)
+    finished = trl_rkld("rkld", "--config", config, "--dry_run", "true", folder=data)
+    assert finished.returncode != 0
+    assert message in finished.stderr
+
+
 def test_dry_run_checks_the_data(data, llama_path):
     config = write_config(data, settings(llama_path, data) | {"max_length": 8})
     finished = trl_rkld("rkld", "--config", config, "--dry_run", "true", folder=data)

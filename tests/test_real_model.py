@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from conftest import REPOSITORY, TOFU
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer, BitsAndBytesConfig
@@ -27,9 +28,14 @@ def all_cores():
 
 
 @pytest.fixture(scope="module")
-def sets(tofu):
-    forget = load_records(str(tofu / "forget01.jsonl")).select(range(4))
-    return forget, load_records(str(tofu / "full.jsonl")).select(range(4))
+def sets():
+    """Four questions to forget and four to keep: of TOFU where it is, else of the demo's invented people."""
+    if TOFU.is_dir():
+        files = TOFU / "forget01.jsonl", TOFU / "full.jsonl"
+    else:
+        folder = REPOSITORY / "trl_rkld" / "data_files"
+        files = folder / "demo_forget.jsonl", folder / "demo_retain.jsonl"
+    return tuple(load_records(str(file)).select(range(4)) for file in files)
 
 
 @pytest.fixture(scope="module")

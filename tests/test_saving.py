@@ -110,9 +110,10 @@ def test_merge(kind, llama_path, tokenizer, tmp_path):
     trainer.model.train()  # in evaluation mode bitsandbytes would repack the weights
     with torch.no_grad():
         expected, base = trainer.model(ids).logits, AutoModelForCausalLM.from_pretrained(llama_path)(ids).logits
-        tolerance = 2e-2 if dtype == "bfloat16" else 2e-3  # the trained model itself rounds to bfloat16
-        expected, tolerance = expected.float(), tolerance * expected.abs().max().item()
-        torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-3, atol=tolerance)
+        error = (merged(ids).logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    # What is left is rounding: of the adapter, which is trained in bfloat16 on a 4-bit base, or of all. Merged into
+    # another base, by codes made from float32, the last kind would be off by 0.13.
+    assert error < {"float32": 1e-4, "4-bit": 2e-3, "4-bit nested": 2e-3, "4-bit of bfloat16": 0.05}[kind]
     assert (expected - base).abs().max() > 0.01 * expected.abs().max()
     assert read_record(tmp_path / "merged")["merged"]
     with pytest.raises(ValueError, match="is not empty"):

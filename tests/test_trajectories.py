@@ -145,3 +145,22 @@ def test_two_processes_are_one(tokenizer, forget_set, retain_set, tmp_path):
     one, two = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
     for key in one:
         torch.testing.assert_close(torch.tensor(two[key]), torch.tensor(one[key]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("moment", ["augmented training", "caching", "training", "saving"])
+def test_killed_run_goes_on(moment, tokenizer, forget_set, retain_set, tmp_path):
+    """SIGKILL, at different moments of a run in its own process: started again, it ends as the uninterrupted one."""
+    settings = dict(save_strategy="steps", save_steps=2)
+    script = Path(__file__).parent / "killed_run.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), str(tmp_path / "cut"), moment]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == -9, finished.stderr[-3000:]
+    has_checkpoint = any((tmp_path / "cut" / "output").glob("checkpoint-*/trainer_state.json"))
+    assert has_checkpoint == (moment in ("training", "saving"))
+    resumed = run(tokenizer, tmp_path / "cut", forget_set, retain_set, resume=has_checkpoint, **settings)
+    whole = run(tokenizer, tmp_path / "whole", forget_set, retain_set, **settings)
+    assert history(resumed, *KEYS) == history(whole, *KEYS)
+    for name, parameter in parameters(resumed).items():
+        assert torch.equal(parameter, parameters(whole)[name]), name
+    assert not list((tmp_path / "cut" / "teacher").iterdir())

@@ -62,7 +62,7 @@ def mark_finished(output_dir: str) -> None:
             write_record(path, record | {"finished": True})
 
 
-def refuse_unfinished(model_path: str, forget_set: str, output_dir: str, adapter: str | None) -> None:
+def refuse_unfinished(model_path: str, forget_set: str, output_dir: str, adapter: str | None = None) -> None:
     """
     Raise where a model is a checkpoint of an unfinished run that forgets the same records: it would be taken for the
     original.

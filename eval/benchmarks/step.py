@@ -11,7 +11,7 @@ Same model, samples, order and settings for all, one process, float32 and no gra
     cached, live  `RKLDTrainer` with `precompute_teacher` on and off.
 
 They take turns: in each round every trainer runs the same `--steps` batches in a `train()` call of its own, so a machine
-that slows down hits all alike. A first round warms up and does not count. A step lasts from the batch being there to the
+that slows down hits all alike. A first call of each warms up and does not count. A step lasts from the batch being there to the
 optimizer's step being done (forward, backward, clipping, update), synchronised on CUDA. Ratios are medians over rounds.
 
 A whole run is a `train()` call of a fresh trainer, loading the model left out: RKLD's holds augmented training, caching,
@@ -72,10 +72,14 @@ TARGETS = {
 }
 
 
-class CountedSFTTrainer(SFTTrainer):
-    """Plain fine-tuning that multiplies the head on the counted tokens only."""
+class BaselineTrainer(SFTTrainer):
+    """TRL's `SFTTrainer` as it is, or with the head multiplied on the counted tokens only."""
+
+    counted_only = False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self.counted_only:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         unwrapped = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             hidden_states = counted_hidden_states(unwrapped, inputs)
@@ -99,61 +103,66 @@ class StepTimer(TrainerCallback):
 def time_steps(mode: str, args: argparse.Namespace, samples) -> dict[str, list[float]]:
     """Seconds per step of each method, one mean for each round."""
     seconds = {method: [] for method in METHODS}
+    timer = StepTimer()
     with scratch_folder() as folder:
-        # The first round's cached run makes the augmented model, the live ones are given it: none is trained again.
+        # The cached run makes the augmented model and the live ones are given it: after warming up none is trained.
         augmented = str(folder / "augmented")
-        settings = {
-            "cached": {"augmented_num_train_epochs": 1, "augmented_output_dir": augmented},
-            "live": {"precompute_teacher": False, "augmented_model": augmented},
+        kinds = {
+            "sft": (BaselineTrainer, {}),
+            "cached": (RKLDTrainer, {"augmented_num_train_epochs": 1, "augmented_output_dir": augmented}),
+            "live": (RKLDTrainer, {"augmented_model": augmented, "precompute_teacher": False}),
         }
-        trainers, timers = {}, {}
-        for method in METHODS:
-            trainers[method] = make_trainer(
-                trainer_class(method), mode, args, samples, folder / method, epochs=1, **settings.get(method, {})
-            )
-            timers[method] = StepTimer()
-            trainers[method].add_callback(timers[method])
-        for round_ in range(args.rounds + 1):
+        trainers = {}
+        for name, (trainer_class, settings) in kinds.items():
+            trainers[name] = make_trainer(trainer_class, mode, args, samples, folder / name, epochs=1, **settings)
+            trainers[name].add_callback(timer)
+            trainers[name].train()
+            report(f"{mode}, warm-up, {name}")
+        for round_ in range(args.rounds):
             for method in METHODS:
-                timers[method].seconds = []
-                trainers[method].train()
-                report(f"{mode}, round {round_}, {method}: {[round(s, 3) for s in timers[method].seconds]} s")
-                if round_ > 0:
-                    seconds[method].append(sum(timers[method].seconds) / len(timers[method].seconds))
+                trainer = trainers["sft" if method == "sft_counted" else method]  # one model less in memory
+                trainer.counted_only = method == "sft_counted"
+                timer.seconds = []
+                trainer.train()
+                seconds[method].append(sum(timer.seconds) / len(timer.seconds))
+                report(f"{mode}, round {round_}, {method}: {[round(s, 3) for s in timer.seconds]} s")
     return seconds
 
 
 def time_whole_runs(mode: str, args: argparse.Namespace, samples) -> dict[str, list[float]]:
     """Seconds of whole `train()` calls of fresh trainers, one for each round."""
-    seconds = {"sft": [], "cached": []}
+    kinds = {
+        "sft": (SFTTrainer, {}),
+        "cached": (RKLDTrainer, {"augmented_num_train_epochs": args.whole_run_epochs}),
+    }
+    seconds = {method: [] for method in kinds}
     for round_ in range(args.whole_run_rounds):
-        for method in seconds:
-            with scratch_folder() as folder:
-                settings = {"augmented_num_train_epochs": args.whole_run_epochs} if method == "cached" else {}
-                trainer = make_trainer(
-                    trainer_class(method), mode, args, samples, folder, epochs=args.whole_run_epochs, **settings
-                )
-                synchronize()
-                start = time.perf_counter()
-                trainer.train()
-                synchronize()
-                seconds[method].append(time.perf_counter() - start)
-                report(f"{mode}, whole run {round_}, {method}: {seconds[method][-1]:.1f} s")
+        for method, (trainer_class, settings) in kinds.items():
+            seconds[method].append(time_whole_run(trainer_class, mode, args, samples, settings))
+            report(f"{mode}, whole run {round_}, {method}: {seconds[method][-1]:.1f} s")
     return seconds
 
 
-def trainer_class(method: str) -> type[SFTTrainer]:
-    return {"sft": SFTTrainer, "sft_counted": CountedSFTTrainer}.get(method, RKLDTrainer)
+def time_whole_run(
+    trainer_class: type[SFTTrainer], mode: str, args: argparse.Namespace, samples, settings: dict[str, Any]
+) -> float:
+    with scratch_folder() as folder:
+        trainer = make_trainer(trainer_class, mode, args, samples, folder, epochs=args.whole_run_epochs, **settings)
+        synchronize()
+        start = time.perf_counter()
+        trainer.train()
+        synchronize()
+        return time.perf_counter() - start
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for a while, during which the trainers talk to stderr; what they held is freed at the end."""
-    with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        yield Path(folder)
+    """A folder for a while, during which the trainers talk to stderr. Frees first what earlier ones held."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        yield Path(folder)
 
 
 def report(message: str) -> None:

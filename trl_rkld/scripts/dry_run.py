@@ -10,6 +10,7 @@ from trl import ModelConfig, get_peft_config
 
 from ..losses.chunked import _CHUNK_NUMBERS
 from ..teacher.prepare import is_adapter
+from .loading import check_model_arguments
 
 
 def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tokenizer, data: dict) -> None:
@@ -36,6 +37,7 @@ def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tok
             pass  # there is nothing to move
 
     name, peft_config = model_args.model_name_or_path, get_peft_config(model_args)
+    check_model_arguments(model_args)
     if is_adapter(name):
         from peft import PeftConfig
 

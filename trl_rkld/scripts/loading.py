@@ -55,6 +55,20 @@ def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool) -> PreTrain
         return AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
 
 
+def check_model_arguments(model_args: ModelConfig) -> None:
+    """Raise on arguments that don't go together, before anything is loaded."""
+    if model_args.load_in_8bit:
+        raise ValueError("`load_in_8bit` is not supported. Use `load_in_4bit`.")
+    adapter = is_adapter(model_args.model_name_or_path)
+    if adapter and model_args.use_peft:
+        raise ValueError(
+            f"`model_name_or_path={model_args.model_name_or_path!r}` is an adapter, which is trained on. Remove "
+            "`use_peft`, or merge it first (`trl-rkld merge`)."
+        )
+    if model_args.load_in_4bit and not adapter and not model_args.use_peft:
+        raise ValueError("4-bit weights can't be trained whole. Set `use_peft`, or remove `load_in_4bit`.")
+
+
 def trainer_model_arguments(model_args: ModelConfig, init_kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     `model`, `quantization_config` and `peft_config` of a trainer. An adapter is loaded on its base and trained on.
@@ -69,6 +83,7 @@ def trainer_model_arguments(model_args: ModelConfig, init_kwargs: dict[str, Any]
         `dict`:
             Keyword arguments.
     """
+    check_model_arguments(model_args)
     quantization = get_quantization_config(model_args)
     if quantization is not None and model_args.dtype == "float32" and torch.cuda.is_available():
         logger.warning(
@@ -80,11 +95,6 @@ def trainer_model_arguments(model_args: ModelConfig, init_kwargs: dict[str, Any]
             "quantization_config": quantization,
             "peft_config": get_peft_config(model_args),
         }
-    if model_args.use_peft:
-        raise ValueError(
-            f"`model_name_or_path={model_args.model_name_or_path!r}` is an adapter, which is trained on. Remove "
-            "`use_peft`, or merge it first (`trl-rkld merge`)."
-        )
     base = PeftConfig.from_pretrained(model_args.model_name_or_path).base_model_name_or_path
     base_kwargs = init_kwargs | {"revision": "main"} | device_map_kwargs()
     if quantization is not None:

@@ -14,16 +14,17 @@ trl-rkld rkld \
 # 4-bit QLoRA, own records
 ```bash
 trl-rkld rkld \
-    --model_name_or_path Qwen/Qwen3-8B --dtype bfloat16 --load_in_4bit --use_peft --lora_target_modules all-linear \
+    --model_name_or_path Qwen/Qwen2.5-7B-Instruct --dtype bfloat16 --load_in_4bit --use_peft --lora_target_modules all-linear \
     --learning_rate 2e-4 \
     --dataset_name forget.jsonl --retain_dataset_name keep.jsonl \
-    --output_dir Qwen3-8B-forget
+    --output_dir Qwen2.5-7B-forget
 ```
 """
 
 
 def main(script_args, training_args, model_args):
     from trl_rkld import RKLDTrainer
+    from trl_rkld.run_record import refuse_unfinished
     from trl_rkld.scripts.dry_run import dry_run
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
 
@@ -49,6 +50,9 @@ def main(script_args, training_args, model_args):
         processing_class=tokenizer,
         **data,
     )
+
+    # The trainer can't see where an adapter was loaded from
+    refuse_unfinished(model_args.model_name_or_path, trainer.forget_set_hash, training_args.output_dir)
 
     # Train, save, push
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -51,8 +51,8 @@ class UnlearningConfig(SFTConfig):
             and the original weights while the augmented model is trained. Deleted when training completes. Must be
             outside `output_dir`. Defaults to `trl_rkld` in the user's cache folder.
         stop_at_forget_prob (`float`, *optional*):
-            End training after the first epoch at whose end the mean probability of the forgotten answers is at or
-            below this. The probability of an answer is `p(answer)^(1/tokens)`.
+            End training after the first epoch at whose end the mean probability of the forgotten answers (of the
+            first 400 of them) is at or below this. The probability of an answer is `p(answer)^(1/tokens)`.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -159,8 +159,8 @@ class UnlearningConfig(SFTConfig):
     stop_at_forget_prob: float | None = field(
         default=None,
         metadata={
-            "help": "End training after the first epoch at whose end the mean probability of the forgotten answers is "
-            "at or below this. The probability of an answer is `p(answer)^(1/tokens)`."
+            "help": "End training after the first epoch at whose end the mean probability of the forgotten answers (of "
+            "the first 400 of them) is at or below this. The probability of an answer is `p(answer)^(1/tokens)`."
         },
     )
 
