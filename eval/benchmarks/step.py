@@ -10,8 +10,8 @@ Same model, samples, order and settings for all, one process, float32 and no gra
                   could take on the CPU, and the harder comparison there.
     cached, live  `RKLDTrainer` with `precompute_teacher` on and off.
 
-They take turns: in each round every trainer runs the same `--steps` batches in a `train()` call of its own, so a machine
-that slows down hits all alike. A first call of each warms up and does not count. A step lasts from the batch being there to the
+They take turns: in each round a fresh trainer of each runs the same `--steps` batches, after one more that warms it up and
+does not count, so a machine that slows down hits all alike. A step lasts from the batch being there to the
 optimizer's step being done (forward, backward, clipping, update), synchronised on CUDA. Ratios are medians over rounds.
 
 A whole run is a `train()` call of a fresh trainer, loading the model left out: RKLD's holds augmented training, caching,
@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -72,14 +72,10 @@ TARGETS = {
 }
 
 
-class BaselineTrainer(SFTTrainer):
-    """TRL's `SFTTrainer` as it is, or with the head multiplied on the counted tokens only."""
-
-    counted_only = False
+class CountedSFTTrainer(SFTTrainer):
+    """Plain fine-tuning that multiplies the head on the counted tokens only."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not self.counted_only:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         unwrapped = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             hidden_states = counted_hidden_states(unwrapped, inputs)
@@ -103,30 +99,38 @@ class StepTimer(TrainerCallback):
 def time_steps(mode: str, args: argparse.Namespace, samples) -> dict[str, list[float]]:
     """Seconds per step of each method, one mean for each round."""
     seconds = {method: [] for method in METHODS}
-    timer = StepTimer()
     with scratch_folder() as folder:
-        # The cached run makes the augmented model and the live ones are given it: after warming up none is trained.
-        augmented = str(folder / "augmented")
-        kinds = {
-            "sft": (BaselineTrainer, {}),
-            "cached": (RKLDTrainer, {"augmented_num_train_epochs": 1, "augmented_output_dir": augmented}),
-            "live": (RKLDTrainer, {"augmented_model": augmented, "precompute_teacher": False}),
+        # Trained once, and given to every RKLD trainer.
+        augmented = {"augmented_model": str(folder / "augmented")}
+        making = {
+            "augmented_output_dir": augmented["augmented_model"],
+            "augmented_num_train_epochs": 1,
+            "max_steps": 1,
         }
-        trainers = {}
-        for name, (trainer_class, settings) in kinds.items():
-            trainers[name] = make_trainer(trainer_class, mode, args, samples, folder / name, epochs=1, **settings)
-            trainers[name].add_callback(timer)
-            trainers[name].train()
-            report(f"{mode}, warm-up, {name}")
+        make_trainer(RKLDTrainer, mode, args, samples, folder, epochs=1, **making).train()
+        kinds = {
+            "sft": (SFTTrainer, {}),
+            "sft_counted": (CountedSFTTrainer, {}),
+            "cached": (RKLDTrainer, augmented),
+            "live": (RKLDTrainer, augmented | {"precompute_teacher": False}),
+        }
         for round_ in range(args.rounds):
-            for method in METHODS:
-                trainer = trainers["sft" if method == "sft_counted" else method]  # one model less in memory
-                trainer.counted_only = method == "sft_counted"
-                timer.seconds = []
-                trainer.train()
-                seconds[method].append(sum(timer.seconds) / len(timer.seconds))
-                report(f"{mode}, round {round_}, {method}: {[round(s, 3) for s in timer.seconds]} s")
+            for method, (trainer_class, settings) in kinds.items():
+                steps = time_steps_of_run(trainer_class, mode, args, samples, settings)
+                report(f"{mode}, round {round_}, {method}: {[round(step, 3) for step in steps]} s")
+                seconds[method].append(mean(steps[1:]))
     return seconds
+
+
+def time_steps_of_run(
+    trainer_class: type[SFTTrainer], mode: str, args: argparse.Namespace, samples, settings: dict[str, Any]
+) -> list[float]:
+    with scratch_folder() as folder:
+        trainer = make_trainer(trainer_class, mode, args, samples, folder, epochs=1, **settings)
+        timer = StepTimer()
+        trainer.add_callback(timer)
+        trainer.train()
+        return timer.seconds
 
 
 def time_whole_runs(mode: str, args: argparse.Namespace, samples) -> dict[str, list[float]]:
@@ -175,8 +179,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_training_arguments(parser)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
-    parser.add_argument("--steps", type=int, default=4, help="steps of each method in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each method")
+    parser.add_argument("--steps", type=int, default=4, help="steps that count in a turn")
     parser.add_argument("--whole_run_rounds", type=int, default=1, help="0 leaves the whole runs out")
     parser.add_argument("--whole_run_rows", type=int, default=24)
     parser.add_argument("--whole_run_epochs", type=int, default=10)
@@ -186,7 +190,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     facts = machine_facts()
-    samples = load_samples(args.model, args.tofu, args.steps * args.batch_size)
+    samples = load_samples(args.model, args.tofu, (1 + args.steps) * args.batch_size)
     whole_samples = load_samples(args.model, args.tofu, args.whole_run_rows)
     steps, whole_runs = {}, {}
     for mode in args.modes:

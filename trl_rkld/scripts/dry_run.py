@@ -36,6 +36,9 @@ def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tok
         def _move_model_to_device(self, model, device):
             pass  # there is nothing to move
 
+        def _adapter_hash(self):
+            return None
+
     name, peft_config = model_args.model_name_or_path, get_peft_config(model_args)
     check_model_arguments(model_args)
     if is_adapter(name):
