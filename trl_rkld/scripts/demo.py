@@ -48,6 +48,7 @@ FINE_TUNING |= dict(weight_decay=0.1, per_device_train_batch_size=16)
 UNLEARNING = dict(alpha=8.0, retain_coef=1.0, augmented_num_train_epochs=10, num_train_epochs=40, learning_rate=1e-3)
 UNLEARNING |= dict(per_device_train_batch_size=8, gradient_accumulation_steps=1)
 HERE = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none")
+HERE |= dict(disable_tqdm=False)  # which the quiet logging of transformers would make true
 ROLES = {"forget": "forgotten", "retain": "kept"}
 SHOWN = {"forget": (0, 13, 20), "retain": (0, 13)}  # the questions whose answers are printed
 
