@@ -1,11 +1,18 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """The demo's data and its verdict. `make demo` runs the whole of it."""
 
+import json
 import math
+import tempfile
 
+import datasets
 import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_rkld.scripts.demo import build_tokenizer, failures, read_people
+from trl_rkld.scripts import demo
+from trl_rkld.scripts.demo import build_tokenizer, failures, mean_probability, read_people
 
 
 COLUMNS = {
@@ -75,3 +82,54 @@ def test_a_run_that_shows_no_forgetting_or_harms_the_kept_people_fails(changed, 
     found = failures(GOOD | changed)
     assert bool(found) == (message is not None)
     assert message is None or any(message in sentence for sentence in found)
+
+
+@pytest.fixture
+def restored_libraries():
+    """A program of its own, the demo sets threads and logging for good; the other tests shall not notice."""
+    threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
+    yield
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+
+
+def test_a_run_too_short_to_learn_fails_and_still_says_all(tmp_path, monkeypatch, capsys, restored_libraries):
+    monkeypatch.setitem(demo.FINE_TUNING, "num_train_epochs", 1)
+    monkeypatch.setitem(demo.UNLEARNING, "num_train_epochs", 1)
+    monkeypatch.setitem(demo.UNLEARNING, "augmented_num_train_epochs", 1)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    output = tmp_path / "output"
+    assert demo.main(str(output), seed=3) == 1
+    printed = capsys.readouterr()
+    assert "never learnt" in printed.err
+    assert "Unlearning: 100%" in printed.err
+    assert "grad_norm" not in printed.out + printed.err, "the Trainer's log dictionaries are shown in the bar instead"
+
+    summary = json.loads((output / "summary.json").read_text())
+    assert GOOD.keys() <= summary.keys() and summary["seed"] == 3
+    for name in ("forget", "retain"):
+        for when in ("before", "after"):
+            listed = summary[f"{name}_true_birthplace_in_top5_{when}"]
+            assert listed.keys() == {record["person"] for record in read_people(name)}
+    # What was measured is what was saved, and nothing lies anywhere else.
+    model, tokenizer = (c.from_pretrained(output / "model") for c in (AutoModelForCausalLM, AutoTokenizer))
+    for name in ("forget", "retain"):
+        saved = mean_probability(model, tokenizer, read_people(name), "question")
+        assert saved == pytest.approx(summary[f"{name}_prob_after"], rel=1e-4)
+    assert sorted(path.name for path in output.iterdir()) == ["model", "summary.json"]
+    assert not list(temporary.iterdir())
+
+
+def test_a_run_that_dies_leaves_no_older_summary(tmp_path, monkeypatch, restored_libraries):
+    def die(*args):
+        raise RuntimeError("died")
+
+    (tmp_path / "summary.json").write_text("{}")
+    monkeypatch.setattr(demo, "fine_tune", die)
+    with pytest.raises(RuntimeError, match="died"):
+        demo.main(str(tmp_path))
+    assert not (tmp_path / "summary.json").exists()
