@@ -77,7 +77,8 @@ def refuse_unfinished(model_path: str, forget_set: str, output_dir: str, adapter
         adapter (`str`, *optional*):
             SHA-256 of the adapter's weights: PEFT does not say where an adapter was loaded from.
     """
-    records = {model_path: read_record(model_path)}
+    # A model that was built in memory has no path.
+    records = {model_path: read_record(model_path)} if model_path else {}
     if adapter is not None:
         records |= {str(path): read_record(path) for path in checkpoints(output_dir)}
     for path, record in records.items():

@@ -23,7 +23,7 @@ Keys of the JSON line (full fine-tuning where no mode is named; the others as `<
     whole_run_over_sft                          whole run, cached teacher, over plain SFT
     step_seconds, whole_run_seconds             medians
     counted_tokens, total_tokens, positions_with_padding
-                                                of a step's batch, on average; `whole_run`: of the whole runs' batches
+                                                of a step that counts, on average; `whole_run`: of the whole runs' steps
 """
 
 import argparse
@@ -218,7 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     result = ratios(steps, whole_runs)
     print_targets(result, TARGETS)
     result |= {"step_seconds": medians(steps), "whole_run_seconds": medians(whole_runs)}
-    settings = training_facts(args, samples) | {
+    counted_samples = samples.select(range(args.batch_size, len(samples)))
+    settings = training_facts(args, counted_samples) | {
         "rounds": args.rounds,
         "steps": args.steps,
         "whole_run": training_facts(args, whole_samples)

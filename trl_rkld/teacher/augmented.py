@@ -35,6 +35,9 @@ class _NamedProgressCallback(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.set_description("Training the augmented model")
 
+    def on_log(self, *args, **kwargs):
+        pass  # the bar is enough
+
 
 def train_further(
     model: nn.Module,
