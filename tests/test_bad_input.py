@@ -27,10 +27,16 @@ def make(tokenizer, folder, data=None, model=None, args=None, **kwargs):
     [
         ([], "The train dataset is empty"),
         ([{"foo": "a", "bar": "b"}], r"columns \['bar', 'foo'\]; expected question \+ answer"),
-        ([{"question": "q", "answer": "a"}, {"question": "q", "answer": " "}], "Row 1 of the train .* empty `answer`"),
-        ([{"question": "q", "answer": None}], "Row 0 of the train .* empty `answer`"),
-        ([{"prompt": "q", "completion": ""}], "empty `completion`"),
-        ([{"messages": [{"role": "user", "content": "q"}]}], "not one of the assistant"),
+        (
+            [{"question": "q", "answer": "a"}, {"question": "q", "answer": " "}],
+            "Row 1 of the train .* empty or missing `answer`",
+        ),
+        ([{"question": "q", "answer": None}], "Row 0 of the train .* empty or missing `answer`"),
+        ([{"prompt": "q", "completion": ""}], "empty or missing `completion`"),
+        (
+            [{"messages": [{"role": "user", "content": "q"}]}],
+            "Row 0 of the train dataset: the last message is not one of the assistant",
+        ),
         ([{"input_ids": [5, 6, 7], "labels": [5, -100, -100]}], "Row 0 of the train dataset has no counted token"),
         ([{"question": "q", "answer": "long " * 400}], "Row 0 .* has .* tokens, so `max_length=1024` would cut"),
     ],

@@ -220,3 +220,12 @@ def test_rescore(tmp_path, capsys):
     assert rescored["forget_quality"]["p"] == pytest.approx(0.006760732303569208, abs=1e-12)
     assert main(["rescore", "--eval_logs", str(tmp_path / "nothing.json")]) == 2
     assert "nothing.json" in capsys.readouterr().err
+
+
+def test_misspelt_flag(data, llama_path):
+    """Not completed to `--learning_rate`, as argparse would by itself."""
+    config = write_config(data, settings(llama_path, data))
+    finished = trl_rkld("rkld", "--config", config, "--learning_rat", "3", folder=data)
+    assert finished.returncode != 0
+    assert "learning_rat" in finished.stderr
+    assert not (data / "output").exists()

@@ -157,6 +157,14 @@ def tokenize_row(
     }
 
 
+def tokenize_numbered_row(row: dict[str, Any], index: int, name: str, **kwargs) -> dict[str, list[int]]:
+    """[`tokenize_row`], with the number of the row in the messages of errors."""
+    try:
+        return tokenize_row(row, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"Row {index} of the {name} dataset: {error}") from None
+
+
 def is_tokenized_here(row: dict[str, Any]) -> bool:
     """Whether a row is for [`tokenize_row`], rather than for TRL's own preparation of texts and tokens."""
     if "input_ids" in row:
@@ -188,7 +196,8 @@ def check_answers(rows: Iterable[dict[str, Any]], name: str) -> None:
                 text = text[-1].get("content") if text else None
             if text is None or (isinstance(text, str) and not text.strip()):
                 raise ValueError(
-                    f"Row {index} of the {name} dataset has an empty `{column}`. Fill it in or remove the row."
+                    f"Row {index} of the {name} dataset has an empty or missing `{column}` (rows count from 0). Fill it "
+                    "in or remove the row."
                 )
 
 

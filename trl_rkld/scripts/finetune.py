@@ -67,7 +67,7 @@ def make_parser(prog: str | None = None):
         system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
         date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
 
-    return TrlParser((FinetuneScriptArguments, SFTConfig, ModelConfig), prog=prog)
+    return TrlParser((FinetuneScriptArguments, SFTConfig, ModelConfig), prog=prog, allow_abbrev=False)
 
 
 if __name__ == "__main__":

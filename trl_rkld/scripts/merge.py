@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from ..run_record import read_record, write_record
 from ..teacher.prepare import is_adapter
 from ..teacher.roles import is_quantized
+from ..trainer.model_card import ADAPTER_WARNING
 
 
 def run(arguments: list[str]) -> int:
@@ -39,15 +40,15 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--model_name_or_path", required=True, help="adapter, a folder or a Hub id")
     parser.add_argument("--output_dir", required=True, help="new folder for the merged model")
     parser.add_argument(
-        "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the merged model"
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="of the merged model (default: the base's)"
     )
     args = parser.parse_args(arguments)
-    merge(args.model_name_or_path, args.output_dir, getattr(torch, args.dtype))
-    print(f"💾 Merged model saved to {args.output_dir}.")
+    dtype = merge(args.model_name_or_path, args.output_dir, args.dtype and getattr(torch, args.dtype))
+    print(f"💾 Merged model saved to {args.output_dir}, in {str(dtype).removeprefix('torch.')}.")
     return 0
 
 
-def merge(adapter: str, output_dir: str, dtype: torch.dtype = torch.bfloat16) -> None:
+def merge(adapter: str, output_dir: str, dtype: torch.dtype | None = None) -> torch.dtype:
     """
     Merge an adapter into its base and save the result.
 
@@ -56,7 +57,11 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype = torch.bfloat16) ->
             Folder or Hub id of the adapter. What [`UnlearningTrainer`] saved says how its base was quantised.
         output_dir (`str`):
             New folder.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`):
+        dtype (`torch.dtype`, *optional*):
+            Of the merged model. If `None`, that in which the base was held in training.
+
+    Returns:
+        `torch.dtype`:
             Of the merged model.
     """
     output = Path(output_dir)
@@ -74,6 +79,7 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype = torch.bfloat16) ->
         if record["quantization"] is not None:
             kwargs["quantization_config"] = BitsAndBytesConfig.from_dict(record["quantization"])
     model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+    dtype = dtype or model.dtype
     if is_quantized(model):
         model = model.dequantize()
     # The merge itself is done in float32, so that it is rounded once.
@@ -83,7 +89,14 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype = torch.bfloat16) ->
     model.to(dtype).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     if record is not None:
-        write_record(partial, record | {"quantization": None, "merged": True})
+        changes = {"quantization": None, "dtype": str(dtype).removeprefix("torch."), "adapter": None, "merged": True}
+        write_record(partial, record | changes)
+    card = Path(adapter, "README.md")
+    if card.is_file():  # what else must be deleted holds for the merged model, too
+        (partial / card.name).write_text(
+            card.read_text(encoding="utf-8").replace(ADAPTER_WARNING, ""), encoding="utf-8"
+        )
     if output.exists():
         output.rmdir()
     partial.replace(output)
+    return dtype

@@ -72,7 +72,7 @@ def make_parser(prog: str | None = None):
     from trl_rkld import RKLDConfig
     from trl_rkld.scripts.arguments import UnlearningScriptArguments
 
-    return TrlParser((UnlearningScriptArguments, RKLDConfig, ModelConfig), prog=prog)
+    return TrlParser((UnlearningScriptArguments, RKLDConfig, ModelConfig), prog=prog, allow_abbrev=False)
 
 
 if __name__ == "__main__":

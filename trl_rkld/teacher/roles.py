@@ -182,11 +182,11 @@ def batches(
         yield {key: tensor.to(accelerator.device) for key, tensor in batch.items()} | {"rows": rows}
 
 
-def mean_answer_probability(
+def probabilities_of_answers(
     role: Role, dataset: Dataset, collator: Callable, batch_size: int, accelerator: Accelerator, description: str
-) -> float:
+) -> torch.Tensor:
     """
-    Mean over a data set of the probability of its answers, [`answer_probabilities`].
+    Probability of each answer of a data set, [`answer_probabilities`].
 
     Args:
         role ([`Role`]):
@@ -195,15 +195,15 @@ def mean_answer_probability(
             As in [`batches`].
 
     Returns:
-        `float`:
-            Mean probability.
+        `torch.Tensor`:
+            Probabilities of shape `(num_samples,)`, longest sample first.
     """
     probabilities = []
     for batch in batches(dataset, collator, batch_size, accelerator, description):
         with torch.no_grad():
             losses = chunked_nll(role.head_input(batch, accelerator), counted_labels(batch))
         probabilities.append(answer_probabilities(losses.label_log_probs, batch["labels"]))
-    return torch.cat(probabilities).mean().item()
+    return torch.cat(probabilities)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ quantising, relearning or sampling many answers may bring some of it back.
 
 """
 
-_ADAPTER_WARNING = """> [!WARNING]
+ADAPTER_WARNING = """> [!WARNING]
 > This is an adapter. **Switching it off brings the forgotten knowledge back**: the base model still holds it. Merge it
 > (`trl-rkld merge`) before giving the model to others.
 
@@ -61,7 +61,7 @@ def extend_model_card(
         method=method,
         forget_set=forget_set,
         settings="\n".join(f"| `{name}` | {value} |" for name, value in settings.items()),
-        adapter_warning=_ADAPTER_WARNING if is_adapter else "",
+        adapter_warning=ADAPTER_WARNING if is_adapter else "",
     )
     card = path.read_text(encoding="utf-8")
     path.write_text(card.replace("### Framework versions", f"{section}### Framework versions", 1), encoding="utf-8")

@@ -1,6 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 import copy
-import math
 import os
 import shutil
 from collections import defaultdict
@@ -29,7 +28,7 @@ from ..data import (
     check_rows,
     in_memory,
     is_tokenized_here,
-    tokenize_row,
+    tokenize_numbered_row,
 )
 from ..losses import HeadInput, TokenLosses, chunked_divergence, chunked_nll, lm_head_of
 from ..run_record import check_same_run, complete_checkpoint, mark_finished, refuse_unfinished, write_record
@@ -44,7 +43,7 @@ from ..teacher.roles import (
     counted_hidden_states,
     counted_labels,
     is_quantized,
-    mean_answer_probability,
+    probabilities_of_answers,
     without_peft,
 )
 from ..version import __version__
@@ -296,13 +295,14 @@ class UnlearningTrainer(SFTTrainer):
             check_answers(dataset, dataset_name)
         if is_tokenized_here(first_row):
             tokenize = partial(
-                tokenize_row,
+                tokenize_numbered_row,
+                name=dataset_name,
                 tokenizer=self._tokenizer,
                 system_prompt=args.system_prompt,
                 date_string=args.date_string,
                 question_template=args.question_template,
             )
-            dataset = dataset.map(tokenize, remove_columns=list(first_row))
+            dataset = dataset.map(tokenize, with_indices=True, remove_columns=list(first_row))
         # TRL prepares what is left: strings, masks, labels. Never truncated: `check_rows` raises instead.
         args_of_trl = copy.copy(args)
         args_of_trl.max_length, args_of_trl.dataset_num_proc = None, None
@@ -397,7 +397,7 @@ class UnlearningTrainer(SFTTrainer):
             self._finished = False
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             after = self._answer_probabilities("Answers after")
-            if not all(math.isfinite(probability) for probability in after.values()):
+            if not all(torch.isfinite(probabilities).all() for probabilities in after.values()):
                 raise FloatingPointError(
                     "The trained model's probabilities are not finite. The last checkpoint is good; lower `learning_rate`."
                 )
@@ -437,11 +437,11 @@ class UnlearningTrainer(SFTTrainer):
         batch = self.data_collator([next(iter(self.train_dataset))])
         return {key: tensor.to(self.accelerator.device) for key, tensor in batch.items()}
 
-    def _answer_probabilities(self, description: str) -> dict[str, float]:
-        """Mean probability of the forgotten and of the retained answers, on at most `_VERDICT_SAMPLES` of each."""
+    def _answer_probabilities(self, description: str) -> dict[str, torch.Tensor]:
+        """Probabilities of the forgotten and of the retained answers, at most `_VERDICT_SAMPLES` of each."""
         sets = {"forget": self.train_dataset, "retain": self.retain_dataset}
         return {
-            name: mean_answer_probability(
+            name: probabilities_of_answers(
                 Role(self.model),
                 dataset.select(range(min(_VERDICT_SAMPLES, len(dataset)))),
                 self.data_collator,
@@ -453,12 +453,21 @@ class UnlearningTrainer(SFTTrainer):
             if isinstance(dataset, Dataset)
         }
 
-    def _report_verdict(self, before: dict[str, float], after: dict[str, float], output) -> None:
-        for name in before:
-            output.metrics.update({f"{name}_prob_before": before[name], f"{name}_prob_after": after[name]})
-            what = {"forget": "forgotten", "retain": "retained"}[name]
-            self.accelerator.print(f"Mean probability of the {what} answers: {before[name]:.3f} → {after[name]:.3f}")
-        if before and after["forget"] > 0.9 * before["forget"]:
+    def _report_verdict(self, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], output) -> None:
+        for name, what in (("forget", "forgotten"), ("retain", "retained")):
+            if name in before:
+                old, new = before[name].mean().item(), after[name].mean().item()
+                output.metrics.update({f"{name}_prob_before": old, f"{name}_prob_after": new})
+                self.accelerator.print(f"Mean probability of the {what} answers: {old:.3f} → {new:.3f}")
+        if "forget" not in before:  # streamed
+            return
+        # A mean may hide single answers that stayed.
+        kept = int((after["forget"] > 0.5 * before["forget"]).sum())
+        output.metrics["forget_kept"] = kept
+        self.accelerator.print(
+            f"Forgotten answers still above half of what they were: {kept} of {len(after['forget'])}"
+        )
+        if output.metrics["forget_prob_after"] > 0.9 * output.metrics["forget_prob_before"]:
             logger.warning(
                 f"The forgotten answers are about as likely as before, after {self.state.global_step} updates. Raise "
                 "`learning_rate` first (LoRA and small models often need 1e-4 and more), then `num_train_epochs`"
@@ -549,7 +558,7 @@ class _StopWhenForgotten(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        probability = self.trainer._answer_probabilities("Forgotten yet?")["forget"]
+        probability = self.trainer._answer_probabilities("Forgotten yet?")["forget"].mean().item()
         if probability <= args.stop_at_forget_prob:
             self.trainer.accelerator.print(
                 f"Stopping: the forgotten answers are at {probability:.3f}, `stop_at_forget_prob` is "
