@@ -1,104 +1,20 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
-"""Forget and retain sets: from any format that `SFTTrainer` takes, or question/answer columns, to counted tokens."""
+"""Forget and retain sets as the trainers want them: checked, counted tokens only, one retained sample a forget sample."""
 
-import csv
 import functools
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import is_conversational, maybe_convert_to_chatml
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from unlearn_eval.prompts import tokenize_conversation, tokenize_question, tokenize_strings
+from unlearn_eval.records import load_records, tokenize_record
 
 
-LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-FORMATS = (
-    "question + answer, prompt + completion, messages, a text column (`dataset_text_field`), or input_ids (+ labels)"
-)
-
-
-def load_records(path_or_id: str, config: str | None = None, split: str = "train") -> Dataset:
-    """
-    Load a data set from a local file, or else from the Hub.
-
-    Local files are read into memory and never pass through the shared `datasets` cache: forget sets hold what must not
-    lie around.
-
-    Args:
-        path_or_id (`str`):
-            JSON (a list of objects), JSONL, CSV or Parquet file, or a Hub id such as `"locuslab/TOFU"`.
-        config (`str`, *optional*):
-            Configuration of the Hub data set, such as `"forget05"`.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split of the Hub data set.
-
-    Returns:
-        [`~datasets.Dataset`]:
-            The records, in memory where they came from a file.
-    """
-    path = Path(path_or_id).expanduser()
-    if path.suffix.lower() not in LOCAL_SUFFIXES:
-        if path.exists():
-            raise ValueError(f"`{path_or_id}` is not a file of a known kind. Use one of {', '.join(LOCAL_SUFFIXES)}.")
-        return load_dataset(path_or_id, name=config, split=split)
-    if not path.is_file():
-        raise FileNotFoundError(f"The data file `{path_or_id}` does not exist. Check `dataset_name` and the like.")
-    try:
-        rows = _read_rows(path)
-    except UnicodeDecodeError:
-        raise ValueError(f"`{path_or_id}` is not UTF-8 text. Save it as UTF-8.") from None
-    except ValueError as error:  # the parsers' messages give positions, not texts
-        raise ValueError(f"`{path_or_id}` can't be read as {path.suffix[1:]}: {error}.") from None
-    if not rows:
-        raise ValueError(f"`{path_or_id}` holds no records.")
-    try:
-        return Dataset.from_list(rows)
-    except (TypeError, ValueError):  # Arrow's message quotes the value
-        raise ValueError(
-            f"`{path_or_id}` mixes kinds of values in a column (texts and numbers, say). Make each column of one kind."
-        ) from None
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    with open(path, encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as file:
-        if suffix == ".csv":
-            return _read_csv(csv.DictReader(file))
-        rows = json.load(file) if suffix == ".json" else _read_json_lines(file)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it is not a list of objects")
-    return rows
-
-
-def _read_csv(reader: csv.DictReader) -> list[dict[str, str]]:
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():  # cells without a header, or missing ones
-            raise ValueError(f"line {reader.line_num} has another number of cells than the header; quote commas")
-        rows.append(row)
-    return rows
-
-
-def _read_json_lines(lines: Iterable[str]) -> list[Any]:
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise ValueError(f"line {number} is not JSON") from None
-    return rows
+__all__ = ["DataCollatorForUnlearning", "RetainSampler", "load_records", "tokenize_row"]
 
 
 def in_memory(dataset: Dataset) -> Dataset:
@@ -106,51 +22,23 @@ def in_memory(dataset: Dataset) -> Dataset:
     return Dataset.from_list(dataset.to_list()) if dataset.cache_files else dataset
 
 
-def tokenize_row(
-    row: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    system_prompt: str | None,
-    date_string: str | None,
-    question_template: str | None,
-) -> dict[str, list[int]]:
+def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **kwargs) -> dict[str, list[int]]:
     """
-    Tokenise a question with its answer, a conversation, or a prompt and its completion as plain strings. Of `messages`,
-    only the last turn of the assistant counts.
+    Tokenise a record for training.
 
     Args:
         row (`dict`):
             Row with `question` and `answer`, `messages`, or `prompt` and `completion`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        system_prompt, date_string, question_template (`str`, *optional*):
-            As in [`UnlearningConfig`].
+        kwargs:
+            As in [`~unlearn_eval.records.tokenize_record`].
 
     Returns:
         `dict`:
             `input_ids`, and `labels` with `-100` where a token is not counted.
     """
-    if "question" in row:
-        tokens = tokenize_question(
-            tokenizer, row["question"], row["answer"], system_prompt, date_string, question_template
-        )
-    elif isinstance(row.get("completion"), str):
-        tokens = tokenize_strings(tokenizer, row["prompt"], row["completion"])
-    else:
-        row = maybe_convert_to_chatml(row)
-        if "messages" in row:
-            prompt, completion = row["messages"][:-1], row["messages"][-1:]
-        else:
-            prompt, completion = row["prompt"], row["completion"]
-        if not completion or completion[-1]["role"] != "assistant":
-            raise ValueError("the last message is not one of the assistant, so there is no answer to count")
-        if system_prompt is not None and (not prompt or prompt[0]["role"] != "system"):
-            prompt = [{"role": "system", "content": system_prompt}, *prompt]
-        template_kwargs = dict(row.get("chat_template_kwargs") or {})
-        if date_string is not None:
-            template_kwargs["date_string"] = date_string
-        if row.get("tools"):
-            template_kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
-        tokens = tokenize_conversation(tokenizer, prompt, completion, **template_kwargs)
+    tokens = tokenize_record(row, tokenizer, **kwargs)
     return {
         "input_ids": tokens.prompt_ids + tokens.answer_ids,
         "labels": [-100] * len(tokens.prompt_ids) + tokens.answer_ids,
@@ -163,42 +51,6 @@ def tokenize_numbered_row(row: dict[str, Any], index: int, name: str, **kwargs) 
         return tokenize_row(row, **kwargs)
     except ValueError as error:
         raise ValueError(f"Row {index} of the {name} dataset: {error}") from None
-
-
-def is_tokenized_here(row: dict[str, Any]) -> bool:
-    """Whether a row is for [`tokenize_row`], rather than for TRL's own preparation of texts and tokens."""
-    if "input_ids" in row:
-        return False
-    pairs = ({"question", "answer"}, {"prompt", "completion"})
-    return any(pair <= row.keys() for pair in pairs) or is_conversational(row) or _is_sharegpt(row)
-
-
-def _is_sharegpt(row: dict[str, Any]) -> bool:
-    return bool(row.get("conversations")) and isinstance(row["conversations"][0], dict)
-
-
-def check_columns(row: dict[str, Any], text_field: str, name: str) -> None:
-    """Raise where a data set has none of the known formats."""
-    if "input_ids" in row or is_tokenized_here(row) or text_field in row:
-        return
-    # Of a CSV file without a header, the "names" are the first record.
-    columns = sorted(column if column.isidentifier() else "(not a name)" for column in row)
-    raise ValueError(f"The {name} dataset has the columns {columns}; expected {FORMATS}. Rename its columns.")
-
-
-def check_answers(rows: Iterable[dict[str, Any]], name: str) -> None:
-    """Raise, with the number of the row, where a question, a prompt or an answer is missing or blank."""
-    for index, row in enumerate(rows):
-        texts = {column: row[column] for column in ("question", "answer", "prompt", "completion") if column in row}
-        texts |= {"messages": row["messages"]} if "messages" in row else {}
-        for column, text in texts.items():
-            if isinstance(text, list):  # a conversation: its last message
-                text = text[-1].get("content") if text else None
-            if text is None or (isinstance(text, str) and not text.strip()):
-                raise ValueError(
-                    f"Row {index} of the {name} dataset has an empty or missing `{column}` (rows count from 0). Fill it "
-                    "in or remove the row."
-                )
 
 
 def check_rows(rows: Iterable[dict[str, Any]], max_length: int | None, name: str) -> None:

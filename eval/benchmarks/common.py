@@ -55,7 +55,7 @@ def load_samples(model: str, tofu: Path, num_rows: int):
     if len(records) < num_rows:
         raise ValueError(f"`{path}` has {len(records)} records and {num_rows} are needed. Ask for fewer.")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return Dataset.from_list([tokenize_row(records[row], tokenizer, None, None, None) for row in range(num_rows)])
+    return Dataset.from_list([tokenize_row(records[row], tokenizer) for row in range(num_rows)])
 
 
 def training_facts(args: argparse.Namespace, samples) -> dict[str, Any]:

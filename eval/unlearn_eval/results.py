@@ -78,16 +78,23 @@ class MiaMetric(TypedDict):
 
 
 class Metadata(TypedDict, total=False):
-    """How a log of ours came about."""
+    """How a log of ours came about. No texts, no paths of the machine."""
 
-    forget_split: str
+    model: str  # name of the folder, or Hub id
+    adapter_of: str  # name of its base, where the model is an adapter
+    forget_split: str  # "forget01", …, or "own data"
     question_key: str
-    backend: str
+    max_samples: int | None
+    num_questions: dict[str, int]  # by question set
+    backend: str  # of the generations, or "none"
     score_backend: str
+    compat: str | None
     dtype: str
+    quantization: str | None  # "nf4", …
+    date: str  # ISO 8601, UTC
     versions: dict[str, str]
     seeds: dict[str, int]
-    hashes: dict[str, str]  # of weights, data and template
+    hashes: dict[str, str]  # SHA-256 of "weights" (and "adapter"), "data" and "template"
 
 
 EvalLog = dict[str, Metric | ForgetQualityMetric | MiaMetric | Metadata]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from .lm_head import LMHead
+from unlearn_eval.lm_head import LMHead
 
 
 # Numbers in one chunk of logits: 2²³ in float32 are 32 MiB, of which about five are alive at once.

@@ -111,7 +111,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 def fine_tune(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, records: Records, seed: int) -> None:
     """Teach a model, in place, the answers of the records, each asked in two wordings."""
     pairs = [(record[key], record["answer"]) for record in records for key in ("question", "paraphrased_question")]
-    rows = [tokenize_row({"question": q, "answer": a}, tokenizer, None, None, None) for q, a in pairs]
+    rows = [tokenize_row({"question": q, "answer": a}, tokenizer) for q, a in pairs]
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(folder, seed=seed, logging_steps=4, **FINE_TUNING, **HERE)
         trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

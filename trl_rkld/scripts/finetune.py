@@ -15,8 +15,9 @@ def main(script_args, training_args, model_args):
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from trl_rkld.data import check_answers, check_rows, in_memory, tokenize_row
+    from trl_rkld.data import check_rows, in_memory, tokenize_numbered_row
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
+    from unlearn_eval.records import check_answers
 
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
     parts = []
@@ -28,8 +29,15 @@ def main(script_args, training_args, model_args):
             continue
         check_answers(dataset, name)
         rows = [
-            tokenize_row(row, tokenizer, script_args.system_prompt, script_args.date_string, None)
-            for row in in_memory(dataset)
+            tokenize_numbered_row(
+                row,
+                index,
+                name,
+                tokenizer=tokenizer,
+                system_prompt=script_args.system_prompt,
+                date_string=script_args.date_string,
+            )
+            for index, row in enumerate(in_memory(dataset))
         ]
         check_rows(rows, training_args.max_length, name)
         parts.append(Dataset.from_list(rows))

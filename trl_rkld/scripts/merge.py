@@ -18,9 +18,10 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from unlearn_eval.quantization import is_quantized
+
 from ..run_record import read_record, write_record
 from ..teacher.prepare import is_adapter
-from ..teacher.roles import is_quantized
 from ..trainer.model_card import ADAPTER_WARNING
 
 

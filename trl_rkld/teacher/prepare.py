@@ -17,16 +17,18 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
+from unlearn_eval.fingerprint import hash_files, hash_json, hash_model, hash_samples
+from unlearn_eval.quantization import is_quantized, keep_quantized_weights
+
 from .augmented import (
     adapter_role,
     copy_adapter,
     keep_augmented_model,
     restored_weights,
 )
-from .fingerprint import hash_files, hash_json, hash_model, hash_samples
 from .hidden_states import HiddenStates
 from .private_folder import PrivateFolder
-from .roles import AUGMENTED, Role, is_quantized, keep_quantized_weights, without_peft
+from .roles import AUGMENTED, Role, without_peft
 from .teacher import CachedTeacher, LiveTeacher, frozen_head, read_fingerprint
 
 
@@ -178,9 +180,8 @@ def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iter
     """The augmented model while the context lasts: given, or made in the student's weights or in a second adapter."""
     model, given = trainer.model, trainer.augmented_model
     if given is not None and not isinstance(given, str):
-        if is_quantized(without_peft(given)):
-            keep_quantized_weights(without_peft(given))
-        elif not trainer.is_model_parallel:
+        keep_quantized_weights(without_peft(given))
+        if not (is_quantized(without_peft(given)) or trainer.is_model_parallel):
             given.to(trainer.accelerator.device)
         yield Role(given)
     elif given is not None and isinstance(model, PeftModel) and _base_of(given) == _base_name(model):
@@ -194,8 +195,7 @@ def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iter
     elif given is not None:
         loaded = load_like(given, model, trainer.args.model_init_kwargs)
         check_same_precision(loaded, model)
-        if is_quantized(without_peft(loaded)):
-            keep_quantized_weights(without_peft(loaded))
+        keep_quantized_weights(without_peft(loaded))
         yield Role(loaded.to(trainer.accelerator.device) if not trainer.is_model_parallel else loaded)
     elif isinstance(model, PeftModel):
         copy_adapter(model, trainer.student_adapter, AUGMENTED)

@@ -11,8 +11,9 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from unlearn_eval.fingerprint import hash_tensors
+
 from ..losses import HeadInput, LMHead
-from .fingerprint import hash_tensors
 from .hidden_states import HiddenStates
 from .roles import AUGMENTED, Role
 

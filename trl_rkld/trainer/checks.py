@@ -8,9 +8,11 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, PromptLearningConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from unlearn_eval.quantization import is_quantized, keep_quantized_weights
+
 from ..losses import lm_head_of
 from ..teacher.prepare import check_bias, check_initialisation
-from ..teacher.roles import is_quantized, keep_quantized_weights, without_peft
+from ..teacher.roles import without_peft
 from .unlearning_config import UnlearningConfig
 
 
@@ -68,8 +70,7 @@ def check_model(model: PreTrainedModel | PeftModel, distributed_type: Distribute
     causal_lm = without_peft(model)
     if is_quantized(causal_lm) and not getattr(causal_lm, "is_loaded_in_4bit", False):
         raise ValueError("The model is quantised, but not in 4-bit. Load it whole or with `load_in_4bit=True`.")
-    if is_quantized(causal_lm):
-        keep_quantized_weights(causal_lm)
+    keep_quantized_weights(causal_lm)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "The model has no trainable parameters. Load its adapter with `PeftModel.from_pretrained(..., "

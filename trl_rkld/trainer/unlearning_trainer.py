@@ -18,21 +18,21 @@ from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
+from unlearn_eval.fingerprint import hash_samples, hash_tensors
+from unlearn_eval.quantization import is_quantized
+from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
+
 from ..data import (
     DataCollatorForUnlearning,
     RetainSampler,
-    check_answers,
-    check_columns,
     check_overlap,
     check_row,
     check_rows,
     in_memory,
-    is_tokenized_here,
     tokenize_numbered_row,
 )
 from ..losses import HeadInput, TokenLosses, chunked_divergence, chunked_nll, lm_head_of
 from ..run_record import check_same_run, complete_checkpoint, mark_finished, refuse_unfinished, write_record
-from ..teacher.fingerprint import hash_samples, hash_tensors
 from ..teacher.prepare import check_augmented_model, is_adapter, needed_bytes, prepare_teacher, teacher_fingerprint
 from ..teacher.private_folder import PrivateFolder
 from ..teacher.roles import (
@@ -42,7 +42,6 @@ from ..teacher.roles import (
     check_no_dropout,
     counted_hidden_states,
     counted_labels,
-    is_quantized,
     probabilities_of_answers,
     without_peft,
 )

@@ -1,11 +1,13 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """The language-model head as plain tensors: hidden states in, float32 logits out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 # Rows of a 16-bit head that are widened to float32 at a time: 4096 rows of 4096 numbers are 64 MB.
@@ -49,6 +51,10 @@ class LMHead(NamedTuple):
         logits = _matmul_fp32(hidden_states.to(self.weight.device), self.weight)
         if self.bias is not None:
             logits += self.bias
+        return self.transform_(logits)
+
+    def transform_(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scale and cap, in place, the output of the bare product, of shape `(num_tokens, vocab_size)`."""
         if self.scale != 1.0:
             logits *= self.scale
         if self.softcap is not None:
@@ -99,14 +105,27 @@ class LMHead(NamedTuple):
 def _matmul_fp32(hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if hidden_states.is_cuda and hidden_states.dtype == weight.dtype and weight.dtype != torch.float32:
         return torch.mm(hidden_states, weight.T, out_dtype=torch.float32)  # tensor cores, float32 accumulation
+    bf16 = hidden_states.dtype == weight.dtype == torch.bfloat16
     hidden_states = hidden_states.float()
     if weight.dtype == torch.float32:
         return hidden_states @ weight.T
     logits = hidden_states.new_empty(hidden_states.shape[0], weight.shape[0])
-    for start in range(0, weight.shape[0], _TILE):  # never the whole head widened at once
-        rows = slice(start, start + _TILE)
-        torch.mm(hidden_states, weight[rows].float().T, out=logits[:, rows])
+    with _bf16_units() if bf16 else nullcontext():
+        for start in range(0, weight.shape[0], _TILE):  # never the whole head widened at once
+            rows = slice(start, start + _TILE)
+            torch.mm(hidden_states, weight[rows].float().T, out=logits[:, rows])
     return logits
+
+
+@contextmanager
+def _bf16_units() -> Iterator[None]:
+    """Let the CPU multiply float32 numbers that are bfloat16 ones with its bfloat16 units: exact, and twice as fast."""
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def lm_head_of(model: PreTrainedModel) -> LMHead:
@@ -120,6 +139,9 @@ def lm_head_of(model: PreTrainedModel) -> LMHead:
     Returns:
         [`LMHead`]:
             Head that shares the model's own tensors.
+
+    Raises:
+        [`ValueError`]: If the head is not a plain linear layer.
     """
     module = model.get_output_embeddings()
     if type(module) is not nn.Linear:
@@ -129,8 +151,34 @@ def lm_head_of(model: PreTrainedModel) -> LMHead:
             "`target_modules`, `modules_to_save` and `trainable_token_indices` of the PEFT config, and keep it out of "
             "the quantisation (`llm_int8_skip_modules`)."
         )
-    config = model.config.get_text_config()
-    return LMHead(module.weight, module.bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+    return LMHead(module.weight, module.bias, *_transform(model.config.get_text_config()))
+
+
+def head_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
+    """
+    Logits of any head, also of one with an adapter or in 4 bits, which computes in its own dtype.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model, without its PEFT wrapper (`model.get_base_model()`).
+        hidden_states (`torch.Tensor`):
+            Last hidden states of shape `(num_tokens, hidden_size)`.
+
+    Returns:
+        `torch.Tensor`:
+            Logits of shape `(num_tokens, vocab_size)` in float32.
+    """
+    module = model.get_output_embeddings()
+    if type(module) is nn.Linear:
+        return lm_head_of(model).logits(hidden_states)
+    return LMHead(module.weight, None, *_transform(model.config.get_text_config())).transform_(
+        module(hidden_states).float()
+    )
+
+
+def _transform(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """Scale and soft cap of the logits."""
+    return _logit_scale(config), getattr(config, "final_logit_softcapping", None)
 
 
 def _logit_scale(config) -> float:
