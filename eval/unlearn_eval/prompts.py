@@ -74,6 +74,46 @@ def tokenize_question(
     return tokenize_conversation(tokenizer, prompt, [{"role": "assistant", "content": answer}], **template_kwargs)
 
 
+def tokenize_open_unlearning(
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    answer: str,
+    system_prompt: str | None = None,
+    date_string: str | None = None,
+    question_template: str | None = None,
+) -> TokenizedAnswer:
+    """
+    Tokenise a question with its answer as open-unlearning@d3d7cf9 does, quirks included.
+
+    The answer starts where the prompt, rendered alone, is long; it keeps all that the template puts after it, and gets an
+    end-of-sequence token more unless it ends in one (ChatML: the end of the turn, a newline, and the end again).
+
+    Args:
+        tokenizer, question, answer, system_prompt, date_string, question_template:
+            As in [`tokenize_question`].
+
+    Returns:
+        [`TokenizedAnswer`]:
+            Prompt and counted token ids.
+    """
+    if question_template is None and tokenizer.chat_template is None:
+        question_template = PLAIN_QUESTION_TEMPLATE
+    if question_template is not None:
+        prompt = question_template.format(question=question)
+        # Where there is no chat template, the reference cuts at 512 tokens.
+        prompt_ids, full_ids = (tokenizer(text)["input_ids"][:512] for text in (prompt, prompt + answer))
+    else:
+        chat = [] if not system_prompt else [{"role": "system", "content": system_prompt}]
+        chat += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        kwargs = {"tokenize": True, "return_dict": True}
+        kwargs |= {} if date_string is None else {"date_string": date_string}
+        prompt_ids = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, **kwargs)["input_ids"]
+        full_ids = tokenizer.apply_chat_template(chat, **kwargs)["input_ids"]
+    if full_ids[-1] != tokenizer.eos_token_id:
+        full_ids = [*full_ids, tokenizer.eos_token_id]
+    return TokenizedAnswer(list(full_ids[: len(prompt_ids)]), list(full_ids[len(prompt_ids) :]))
+
+
 def tokenize_conversation(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Sequence[dict[str, Any]],

@@ -1,0 +1,277 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""From the name of a model or adapter to its files, and to a loaded model."""
+
+import gc
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .backends.transformers import TransformersBackend
+from .config import EvalConfig
+from .quantization import keep_quantized_weights
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    A model or an adapter on disk.
+
+    Attributes:
+        name (`str`):
+            Name of its folder, or Hub id.
+        folder, base (`Path`):
+            Its folder and that of its base: the same one unless it is an adapter.
+        dtype (`str`):
+            `"bfloat16"`, `"float16"` or `"float32"`.
+        quantization (`dict`, *optional*):
+            Arguments of [`~transformers.BitsAndBytesConfig`].
+        hashes (`dict[str, str]`):
+            SHA-256 of the bytes of `"weights"` (those of the base) and `"adapter"`.
+    """
+
+    name: str
+    folder: Path
+    base: Path
+    dtype: str
+    quantization: dict[str, Any] | None
+    hashes: dict[str, str]
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder, if this is an adapter."""
+        return self.folder if self.folder != self.base else None
+
+    @property
+    def engine(self) -> tuple:
+        """What two checkpoints must share to share a loaded base."""
+        return self.base, self.dtype, json.dumps(self.quantization, sort_keys=True)
+
+    def tokenizer(self, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer, or else its base's."""
+        folder = self.folder if (self.folder / "tokenizer_config.json").is_file() else self.base
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
+    """
+    Find a model or adapter, fetching it from the Hub if need be, and hash its bytes. Loads no weights.
+
+    Args:
+        name (`str`):
+            Folder or Hub id.
+        config ([`EvalConfig`]):
+            Configuration.
+
+    Returns:
+        [`Checkpoint`]:
+            The checkpoint.
+
+    Raises:
+        [`ValueError`]: If it is not a LoRA adapter of a known base or a model, or settings contradict it.
+        [`OSError`]: If it can't be found.
+    """
+    folder = _find(name, config.model_revision)
+    record, hashes, base = {}, {}, folder
+    if (folder / "adapter_config.json").is_file():
+        adapter = PeftConfig.from_pretrained(folder)
+        if adapter.peft_type != "LORA":
+            raise ValueError(
+                f"`{name}` is a {adapter.peft_type} adapter. Only LoRA adapters can be evaluated; merge it."
+            )
+        try:
+            base = _find(adapter.base_model_name_or_path, adapter.revision or "main")
+        except OSError as error:
+            raise ValueError(
+                f"The base `{adapter.base_model_name_or_path}` of the adapter `{name}` can't be found ({error}). Correct "
+                "`base_model_name_or_path` in its adapter_config.json, or run where that path holds."
+            ) from None
+        if (folder / "unlearning.json").is_file():  # what UnlearningTrainer says of the run
+            record = json.loads((folder / "unlearning.json").read_text(encoding="utf-8"))
+        hashes["adapter"] = hash_weights(folder)
+    hashes["weights"] = hash_weights(base)
+    quantization = record.get("quantization")
+    if config.load_in_4bit:
+        quantization = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": config.bnb_4bit_quant_type,
+            "bnb_4bit_use_double_quant": config.use_bnb_nested_quant,
+        }
+    dtype = config.dtype if config.dtype != "auto" else record.get("dtype") or _dtype_of(base, config)
+    if quantization is not None:
+        quantization = {**quantization, "bnb_4bit_compute_dtype": dtype}
+    shown = name if not Path(name).expanduser().is_dir() else folder.name
+    return Checkpoint(shown, folder, base, dtype, quantization, hashes)
+
+
+def hash_weights(folder: Path) -> str:
+    """SHA-256 of the bytes of the weights and of the configuration that they need."""
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights:
+        raise ValueError(f"`{folder}` holds no weights (*.safetensors).")
+    digest = hashlib.sha256()
+    for path in [*weights, *(folder / name for name in ("config.json", "adapter_config.json"))]:
+        if path.is_file():
+            digest.update(path.name.encode())
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def transformers_backends(
+    checkpoints: Sequence[Checkpoint], config: EvalConfig, end_ids: Sequence[int], hidden_id: int | None
+) -> Iterator[Callable[[Checkpoint | None], TransformersBackend]]:
+    """
+    Load one base with all its adapters.
+
+    Args:
+        checkpoints (`Sequence[Checkpoint]`):
+            Checkpoints that share an engine.
+        config ([`EvalConfig`]):
+            Configuration.
+        end_ids, hidden_id:
+            As in [`TransformersBackend`].
+
+    Yields:
+        `Callable`:
+            From a checkpoint, or `None` for the bare base, to its backend. It holds until the next call.
+    """
+    model = load_base(checkpoints[0], config)
+    adapters = {one.adapter: f"adapter{i}" for i, one in enumerate(checkpoints) if one.adapter is not None}
+    for folder, name in adapters.items():
+        model = _with_adapter(model, folder, name)
+    batch_tokens = config.batch_tokens or (1024 if model.device.type == "cpu" else 8192)
+    backend = TransformersBackend(model, end_ids, batch_tokens, config.batch_size, hidden_id)
+    state = ExitStack()
+
+    def activate(checkpoint: Checkpoint | None) -> TransformersBackend:
+        state.close()
+        if checkpoint is not None and checkpoint.adapter is not None:
+            model.set_adapter(adapters[checkpoint.adapter])
+        elif adapters:
+            state.enter_context(model.disable_adapter())
+        return backend
+
+    try:
+        yield activate
+    finally:
+        state.close()
+        del model, backend
+        free_memory()
+
+
+@contextmanager
+def vllm_backends(
+    checkpoints: Sequence[Checkpoint], config: EvalConfig, end_ids: Sequence[int], max_model_len: int
+) -> Iterator[Callable[[Checkpoint | None], Any]]:
+    """
+    Start one vLLM engine that serves a base and all its adapters, unmerged.
+
+    Args:
+        checkpoints, config, end_ids:
+            As in [`transformers_backends`].
+        max_model_len (`int`):
+            Longest sequence, in tokens.
+
+    Yields:
+        `Callable`:
+            From a checkpoint, or `None` for the bare base, to its backend.
+    """
+    raise NotImplementedError
+
+
+@contextmanager
+def servable_base(checkpoint: Checkpoint, config: EvalConfig) -> Iterator[Path]:
+    """
+    The base as vLLM can serve it: vLLM has no bitsandbytes, so a 4-bit one is dequantised to a temporary folder.
+
+    Args:
+        checkpoint ([`Checkpoint`]):
+            A checkpoint.
+        config ([`EvalConfig`]):
+            Configuration.
+
+    Yields:
+        `Path`:
+            Folder of the base, for as long as the context lasts.
+    """
+    if checkpoint.quantization is None:
+        yield checkpoint.base
+        return
+    with tempfile.TemporaryDirectory(prefix="trl_rkld_") as folder:  # mode 0700
+        model = load_base(checkpoint, config).dequantize().to(torch.bfloat16)
+        model.save_pretrained(folder)
+        del model
+        free_memory()
+        yield Path(folder)
+
+
+def load_base(checkpoint: Checkpoint, config: EvalConfig) -> PreTrainedModel:
+    """Load the base of a checkpoint, quantised if it is to be, on the accelerators or else the CPU."""
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, checkpoint.dtype)}
+    if checkpoint.quantization is not None:
+        kwargs["quantization_config"] = BitsAndBytesConfig.from_dict(checkpoint.quantization)
+    if torch.accelerator.is_available():
+        kwargs["device_map"] = "auto"
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.base,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        **kwargs,
+    )
+    keep_quantized_weights(model)  # else the CPU would round the scales of 4-bit weights
+    return model.eval()
+
+
+def free_memory() -> None:
+    """Give back what models that are gone have left behind: never are two in memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _with_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, name)
+            return model
+        return PeftModel.from_pretrained(model, folder, adapter_name=name)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"The adapter `{folder.name}` does not fit its base: it was made for another model ({str(error).splitlines()[0]}). "
+            "Correct `base_model_name_or_path` in its adapter_config.json."
+        ) from None
+
+
+def _find(name: str, revision: str) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise FileNotFoundError(f"the folder `{name}` does not exist")
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model"])
+    )
+
+
+def _dtype_of(folder: Path, config: EvalConfig) -> str:
+    dtype = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).dtype
+    return str(dtype or torch.float32).removeprefix("torch.")

