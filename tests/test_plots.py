@@ -16,7 +16,7 @@ def rows():
     result = []
     for split, n, target in (("forget01", 40, 2e-3), ("forget05", 200, 3e-16), ("forget10", 400, 1e-40)):
         result.append({"split": split, "method": "target", "n": n, "forget_quality": target, "model_utility": 0.6})
-        result.append({"split": split, "method": "retain-only", "n": n, "forget_quality": None, "model_utility": 0.58})
+        result.append({"split": split, "method": "retain", "n": n, "forget_quality": None, "model_utility": 0.58})
         for method, gain in (("RKLD", 1.0), ("NPO", 0.5)):
             for epoch in (3, 1, 2):  # any order
                 result.append(

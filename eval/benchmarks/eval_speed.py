@@ -21,7 +21,6 @@ Keys of the JSON line:
 """
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -214,6 +213,20 @@ def useful_flops(model, job: Job) -> float:
     return 2.0 * (body * tokens + head * counted)
 
 
+def run_reference(job: Job, seconds: dict[str, float]) -> tuple[dict, dict, float, float]:
+    """Run and time the reference; also this machine's matmul peak, and the arithmetic that scoring can't do without."""
+    model = load_base(job.checkpoint, job.config)
+    reference = Reference(model, job.hidden_id)
+    asked = {name: one.answers for name, one in job.sets.items() if name != "holdout"}
+    with torch.no_grad():
+        reference.losses(job.sets["ra"].answers[:2])  # a warm-up
+        values, seconds["scoring_reference"] = timed(reference.score, job.sets)
+        generations, seconds["generation_reference"] = timed(
+            lambda: {name: reference.generations(items) for name, items in asked.items()}
+        )
+    return values, generations, matmul_peak(model.dtype, model.device), useful_flops(model, job)
+
+
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip())
@@ -248,19 +261,7 @@ def main() -> int:
         compat = new_job("compat", backend="transformers", compat="open_unlearning", log_texts=True)
         seconds: dict[str, float] = {}
 
-        # The reference, with the model that compat mode uses, after a warm-up.
-        model = load_base(compat.checkpoint, compat.config)
-        peak, flops = matmul_peak(model.dtype, model.device), useful_flops(model, compat)
-        reference = Reference(model, compat.hidden_id)
-        with torch.no_grad():
-            reference.losses(compat.sets["ra"].answers[:2])
-            values, seconds["scoring_reference"] = timed(reference.score, compat.sets)
-            asked = {name: one.answers for name, one in compat.sets.items() if name != "holdout"}
-            generations, seconds["generation_reference"] = timed(
-                lambda: {name: reference.generations(items) for name, items in asked.items()}
-            )
-        del model, reference
-
+        values, generations, peak, flops = run_reference(compat, seconds)
         jobs = {"compat": compat, "transformers": new_job("transformers", backend="transformers")}
         if find_spec("vllm") is not None:
             jobs["vllm"] = new_job("vllm", backend="vllm")

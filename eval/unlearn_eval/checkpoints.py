@@ -172,8 +172,6 @@ def transformers_backends(
         yield activate
     finally:
         state.close()
-        del model, backend
-        free_memory()
 
 
 @contextmanager
@@ -215,15 +213,13 @@ def servable_base(checkpoint: Checkpoint, config: EvalConfig) -> Iterator[Path]:
         yield checkpoint.base
         return
     with tempfile.TemporaryDirectory(prefix="trl_rkld_") as folder:  # mode 0700
-        model = load_base(checkpoint, config).dequantize().to(torch.bfloat16)
-        model.save_pretrained(folder)
-        del model
-        free_memory()
+        load_base(checkpoint, config).dequantize().to(torch.bfloat16).save_pretrained(folder)
         yield Path(folder)
 
 
 def load_base(checkpoint: Checkpoint, config: EvalConfig) -> PreTrainedModel:
     """Load the base of a checkpoint, quantised if it is to be, on the accelerators or else the CPU."""
+    free_memory()
     kwargs: dict[str, Any] = {"dtype": getattr(torch, checkpoint.dtype)}
     if checkpoint.quantization is not None:
         kwargs["quantization_config"] = BitsAndBytesConfig.from_dict(checkpoint.quantization)
@@ -240,7 +236,7 @@ def load_base(checkpoint: Checkpoint, config: EvalConfig) -> PreTrainedModel:
 
 
 def free_memory() -> None:
-    """Give back what models that are gone have left behind: never are two in memory."""
+    """Give back what models that are gone have left behind, before the next one comes."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -200,16 +200,20 @@ def compute(jobs: Sequence[Job], config: EvalConfig) -> None:
     else:
         phases = [(config.score_backend, ("score",)), (config.backend, ("generate",))]
     for name, tasks in phases:
-        if not any(job.missing(task) for job in jobs for task in tasks):
-            continue
-        expected = canary_losses(jobs, config) if name == "vllm" else None
-        with open_backends(name, jobs, config) as activate:
-            if expected is not None:
-                check_canary(jobs, activate, expected)
-            for job in jobs:
-                backend = activate(job.checkpoint)
-                for task in tasks:
-                    job.run(task, backend)
+        if any(job.missing(task) for job in jobs for task in tasks):
+            _run_phase(name, tasks, jobs, config)
+
+
+def _run_phase(name: str, tasks: Sequence[str], jobs: Sequence[Job], config: EvalConfig) -> None:
+    # A function of its own: when it ends, nothing holds the model any more.
+    expected = canary_losses(jobs, config) if name == "vllm" else None
+    with open_backends(name, jobs, config) as activate:
+        if expected is not None:
+            check_canary(jobs, activate, expected)
+        for job in jobs:
+            backend = activate(job.checkpoint)
+            for task in tasks:
+                job.run(task, backend)
 
 
 @contextmanager

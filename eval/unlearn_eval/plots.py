@@ -41,7 +41,7 @@ COLUMNS = (
     "forget_rouge",
     "extraction_strength",
 )
-TARGET, RETAIN_ONLY = "target", "retain-only"
+TARGET, RETAIN_ONLY = "target", "retain"
 """The two values of `method` that are reference marks, not series."""
 
 QUALITY_LINE = 0.05
@@ -115,7 +115,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     Args:
         rows (`Sequence[Row]`):
             Mappings with the keys in `COLUMNS`; all but `split` and `method` may be `None` or absent. `method` is
-            `"target"` and `"retain-only"` for the reference marks. Rows without `model_utility` or `forget_quality` are
+            `"target"` and `"retain"` for the reference marks. Rows without `model_utility` or `forget_quality` are
             not drawn (a retain-only model's forget quality is 1 by definition).
 
     Returns:
@@ -169,9 +169,25 @@ def draw(rows: Sequence[Row]) -> Figure:
         if any(row.get("chosen") for row in points):
             handles.append(Line2D([], [], label="chosen epoch", color="0.35", linestyle="", marker="o", **_CHOSEN))
         present = {row["method"] for row in points}
-        handles += [Line2D([], [], label=name, **mark) for name, mark in _REFERENCES.items() if name in present]
+        handles += [Line2D([], [], **mark) for name, mark in _REFERENCES.items() if name in present]
         figure.legend(handles=handles, loc="lower center", ncols=legend_columns, columnspacing=1.4, borderaxespad=0.2)
     return figure
+
+
+def missing_coordinates(row: Row) -> list[str]:
+    """
+    What a row lacks to be drawn.
+
+    Args:
+        row (`Row`):
+            See [`draw`].
+
+    Returns:
+        `list[str]`:
+            `"forget_quality"`, `"model_utility"`, both or none. A retain-only model needs no forget quality.
+    """
+    needed = ["model_utility"] if row["method"] == RETAIN_ONLY else ["forget_quality", "model_utility"]
+    return [column for column in needed if row.get(column) is None]
 
 
 def quality_scale(floor: float) -> tuple[Callable, Callable]:
@@ -263,9 +279,10 @@ def rows_to_markdown(rows: Sequence[Row]) -> str:
 
 
 _CHOSEN = {"markersize": 6.5, "markeredgecolor": "black", "markeredgewidth": 0.8}
+_REFERENCE = {"color": "black", "linestyle": "", "markeredgecolor": "white"}
 _REFERENCES = {
-    TARGET: {"color": "black", "marker": "X", "markersize": 6.5, "linestyle": "", "markeredgecolor": "white"},
-    RETAIN_ONLY: {"color": "black", "marker": "*", "markersize": 9, "linestyle": "", "markeredgecolor": "white"},
+    TARGET: {"label": "target", "marker": "X", "markersize": 6.5, **_REFERENCE},
+    RETAIN_ONLY: {"label": "retain-only", "marker": "*", "markersize": 9, **_REFERENCE},
 }
 
 
@@ -304,11 +321,10 @@ def _check(rows: Sequence[Row]) -> None:
 def _drawable(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows that have both coordinates."""
     _check(rows)
-    rows = [dict(row) for row in rows]
-    for row in rows:
-        if row["method"] == RETAIN_ONLY and row.get("forget_quality") is None:
+    points = [dict(row) for row in rows if not missing_coordinates(row)]
+    for row in points:
+        if row.get("forget_quality") is None:
             row["forget_quality"] = 1.0
-    points = [row for row in rows if row.get("forget_quality") is not None and row.get("model_utility") is not None]
     if not points:
         raise ValueError(
             "`rows` has no row with both `forget_quality` and `model_utility`: evaluate with retain logs."

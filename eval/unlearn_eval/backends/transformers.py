@@ -126,7 +126,9 @@ class TransformersBackend:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 limits = [requests[i].max_new_tokens for i in batch]
-                for i, limit, ids in zip(batch, limits, self._continue([prompts[i] for i in batch], max(limits))):
+                for i, limit, ids in zip(
+                    batch, limits, self._continue([prompts[i] for i in batch], max(limits)), strict=True
+                ):
                     yield i, self._until_end(ids[:limit])
 
     def _questions(self, answers: dict[tuple[int, ...], list[tuple[int, list[int]]]]) -> list[Question]:
