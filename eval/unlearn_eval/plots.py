@@ -41,10 +41,13 @@ COLUMNS = (
     "forget_rouge",
     "extraction_strength",
 )
+UTILITIES = ("model_utility", "retain_utility")
 TARGET, RETAIN_ONLY = "target", "retain"
 """The two values of `method` that are reference marks, not series."""
 
 QUALITY_LINE = 0.05
+LEAST_SPAN = 0.05
+"""Least width of the utility axis: a smaller one would make much of nothing."""
 QUALITY_LIMIT = 1e-30
 """Smaller p-values are drawn at this one: the differences among them tell nothing, and would squeeze all others."""
 
@@ -67,7 +70,9 @@ STYLE = {
 }
 
 
-def write_plots(rows: Sequence[Row], output_dir: str | Path, stem: str = "forget_quality") -> list[Path]:
+def write_plots(
+    rows: Sequence[Row], output_dir: str | Path, stem: str = "forget_quality", utility: str = "model_utility"
+) -> list[Path]:
     """
     Write the picture as PNG (300 dpi) and SVG and its rows as markdown and CSV. The same rows give the same bytes.
 
@@ -78,6 +83,8 @@ def write_plots(rows: Sequence[Row], output_dir: str | Path, stem: str = "forget
             The folder, created where absent.
         stem (`str`, *optional*, defaults to `"forget_quality"`):
             Name of the four files before the dot.
+        utility (`str`, *optional*, defaults to `"model_utility"`):
+            See [`draw`].
 
     Returns:
         `list[Path]`:
@@ -89,7 +96,7 @@ def write_plots(rows: Sequence[Row], output_dir: str | Path, stem: str = "forget
     from matplotlib import rc_context
 
     files = {"md": rows_to_markdown(rows).encode("utf-8"), "csv": rows_to_csv(rows).encode("utf-8")}
-    figure = draw(rows)
+    figure = draw(rows, utility)
     with rc_context(STYLE):
         for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
@@ -103,7 +110,7 @@ def write_plots(rows: Sequence[Row], output_dir: str | Path, stem: str = "forget
     return paths
 
 
-def draw(rows: Sequence[Row]) -> Figure:
+def draw(rows: Sequence[Row], utility: str = "model_utility") -> Figure:
     """
     Draw model utility (x) against forget quality (y): one panel a split, one series a method, epochs as a path.
 
@@ -115,8 +122,11 @@ def draw(rows: Sequence[Row]) -> Figure:
     Args:
         rows (`Sequence[Row]`):
             Mappings with the keys in `COLUMNS`; all but `split` and `method` may be `None` or absent. `method` is
-            `"target"` and `"retain"` for the reference marks. Rows without `model_utility` or `forget_quality` are
-            not drawn (a retain-only model's forget quality is 1 by definition).
+            `"target"` and `"retain"` for the reference marks. Rows without utility or forget quality are not drawn (a
+            retain-only model's forget quality is 1 by definition).
+        utility (`str`, *optional*, defaults to `"model_utility"`):
+            Column of the x axis: `"model_utility"`, or `"retain_utility"` for models that never knew real authors and
+            world facts.
 
     Returns:
         `matplotlib.figure.Figure`:
@@ -130,7 +140,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    points = _drawable(rows)
+    points = _drawable(rows, utility)
     splits = sorted({row["split"] for row in points})
     labels = list(dict.fromkeys(_label(row) for row in points if row["method"] not in (TARGET, RETAIN_ONLY)))
     styles = {
@@ -160,10 +170,13 @@ def draw(rows: Sequence[Row]) -> Figure:
         )
         panels = figure.subplots(1, len(splits), sharex=True, squeeze=False)[0]
         for split, axes in zip(splits, panels, strict=True):
-            _draw_panel(axes, split, [row for row in points if row["split"] == split], styles)
+            _draw_panel(axes, split, [row for row in points if row["split"] == split], styles, utility)
+        low, high = (limit([row[utility] for row in points]) for limit in (min, max))
+        margin = max(0.08 * (high - low), (LEAST_SPAN - (high - low)) / 2)
+        panels[0].set_xlim(low - margin, high + margin)  # shared by all panels
         panels[0].set_ylabel("forget quality (p-value)")
         for axes in panels:
-            axes.set_xlabel("model utility")
+            axes.set_xlabel(utility.replace("_", " "))
 
         handles = [Line2D([], [], label=label, markersize=4, **_hollow(style)) for label, style in styles.items()]
         if any(row.get("chosen") for row in points):
@@ -174,19 +187,21 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def missing_coordinates(row: Row) -> list[str]:
+def missing_coordinates(row: Row, utility: str = "model_utility") -> list[str]:
     """
     What a row lacks to be drawn.
 
     Args:
         row (`Row`):
             See [`draw`].
+        utility (`str`, *optional*, defaults to `"model_utility"`):
+            See [`draw`].
 
     Returns:
         `list[str]`:
-            `"forget_quality"`, `"model_utility"`, both or none. A retain-only model needs no forget quality.
+            `"forget_quality"`, the utility, both or none. A retain-only model needs no forget quality.
     """
-    needed = ["model_utility"] if row["method"] == RETAIN_ONLY else ["forget_quality", "model_utility"]
+    needed = [utility] if row["method"] == RETAIN_ONLY else ["forget_quality", utility]
     return [column for column in needed if row.get(column) is None]
 
 
@@ -310,7 +325,7 @@ def _check(rows: Sequence[Row]) -> None:
         for column in ("split", "method"):
             if not row.get(column):
                 raise ValueError(f"`rows` has no `{column}` at {index}: every result needs one.")
-        for column in ("forget_quality", "model_utility"):
+        for column in ("forget_quality", *UTILITIES):
             value = row.get(column)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(
@@ -318,28 +333,30 @@ def _check(rows: Sequence[Row]) -> None:
                 )
 
 
-def _drawable(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _drawable(rows: Sequence[Row], utility: str) -> list[dict[str, Any]]:
     """The rows that have both coordinates."""
+    if utility not in UTILITIES:
+        raise ValueError(f"`utility={utility!r}` is not one of {', '.join(UTILITIES)}.")
     _check(rows)
-    points = [dict(row) for row in rows if not missing_coordinates(row)]
+    points = [dict(row) for row in rows if not missing_coordinates(row, utility)]
     for row in points:
         if row.get("forget_quality") is None:
             row["forget_quality"] = 1.0
     if not points:
-        raise ValueError(
-            "`rows` has no row with both `forget_quality` and `model_utility`: evaluate with retain logs."
-        )
+        raise ValueError(f"`rows` has no row with both `forget_quality` and `{utility}`: evaluate with retain logs.")
     return points
 
 
-def _draw_panel(axes: Axes, split: str, points: Sequence[Row], styles: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw_panel(
+    axes: Axes, split: str, points: Sequence[Row], styles: Mapping[str, Mapping[str, Any]], utility: str
+) -> None:
     smallest = min(row["forget_quality"] for row in points)
     lowest = max(smallest, QUALITY_LIMIT)
     # A little air below the lowest point; three decades at least, so that the log part is there to be seen.
     floor_exponent = min(-3, math.floor(math.log10(lowest) * 1.04))
 
     def coordinates(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-        return [row["model_utility"] for row in rows], [max(row["forget_quality"], lowest) for row in rows]
+        return [row[utility] for row in rows], [max(row["forget_quality"], lowest) for row in rows]
 
     axes.set_yscale("function", functions=quality_scale(10.0**floor_exponent))
     axes.set_ylim(10.0**floor_exponent, 1.03)
@@ -355,7 +372,6 @@ def _draw_panel(axes: Axes, split: str, points: Sequence[Row], styles: Mapping[s
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.margins(x=0.08)
 
     series: dict[tuple, list[Row]] = {}
     for row in points:

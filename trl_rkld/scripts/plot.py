@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.plots import RETAIN_ONLY, TARGET, missing_coordinates, rows_to_markdown, write_plots
+from unlearn_eval.plots import RETAIN_ONLY, TARGET, UTILITIES, missing_coordinates, rows_to_markdown, write_plots
 from unlearn_eval.results import EVAL_FILE, EvalLog, read_log
 from unlearn_eval.rows import read_csv, row_from_log, split_of
 
@@ -54,6 +54,12 @@ def run(arguments: list[str]) -> int:
         metavar="FILE",
         help="as --retain, but not drawn: for forget quality, where a log has none",
     )
+    parser.add_argument(
+        "--utility",
+        choices=UTILITIES,
+        default=UTILITIES[0],
+        help="of the x axis (retain_utility: for models that never knew real authors and world facts)",
+    )
     parser.add_argument("--output_dir", required=True, help="folder for the picture and the table")
     args = parser.parse_args(arguments)
     if args.csv is not None:
@@ -66,11 +72,11 @@ def run(arguments: list[str]) -> int:
         rows = read_rows(args.results, args.labels, args.target, args.retain, args.retain_logs)
     print(rows_to_markdown(rows))
     for row in rows:
-        missing = missing_coordinates(row)
+        missing = missing_coordinates(row, args.utility)
         if missing:
             epoch = "" if row.get("epoch") is None else f", epoch {row['epoch']}"
             print(f"Not drawn: {row['method']} on {row['split']}{epoch} (no {' and no '.join(missing)})")
-    for path in write_plots(rows, args.output_dir):
+    for path in write_plots(rows, args.output_dir, utility=args.utility):
         print(f"Written: {path}")
     return 0
 
