@@ -140,9 +140,12 @@ def test_faults_are_named_and_overwrite_nothing(log, tmp_path, fault):
 
 
 def test_all_generations_empty(log):
+    log["wf_Q_A_ROUGE"] = copy.deepcopy(log["forget_Q_A_ROUGE"])
     for item in log["forget_Q_A_ROUGE"]["value_by_index"].values():
         item.update(rouge1_recall=0.0, rougeL_f1=0.0, rougeL_recall=0.0, generation="")
-    with pytest.raises(ValueError, match="forget_Q_A_ROUGE has 3 generations, all of them empty: .*remove the texts"):
+    results.validate_log(log)  # an unlearned model may have nothing to say of what it forgot
+    log["wf_Q_A_ROUGE"] = log["forget_Q_A_ROUGE"]
+    with pytest.raises(ValueError, match="6 generations, all of them empty: .*remove the texts"):
         results.validate_log(log)
 
 

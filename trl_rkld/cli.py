@@ -16,6 +16,7 @@ TRAINING_COMMANDS = {
 COMMANDS = {
     "merge": "merge an adapter into its base (4-bit: into the dequantised base)",
     "demo": "fine-tune, unlearn and compare a small model on the spot (a few minutes, no network)",
+    "eval": "evaluate models and adapters on TOFU, or on records of your own",
     "rescore": "recompute the aggregates of a TOFU log from its per-item values",
     "plot": "draw forget quality against model utility, from result logs or a CSV",
     "recipes": "list the recipes, or copy one",

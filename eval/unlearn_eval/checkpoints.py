@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -22,9 +22,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .backends import AnswerScores, GenerateRequest, ScoreRequest
 from .backends.transformers import TransformersBackend
 from .config import EvalConfig
 from .quantization import keep_quantized_weights
+
+
+if TYPE_CHECKING:
+    from .backends.vllm import VLLMBackend
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,41 @@ def vllm_backends(
         `Callable`:
             From a checkpoint, or `None` for the bare base, to its backend.
     """
-    raise NotImplementedError
+    from .backends.vllm import VLLMBackend
+
+    free_memory()
+    first = checkpoints[0]
+    with servable_base(first, config) as base:
+        backend = VLLMBackend(
+            str(base),
+            end_ids,
+            dtype="bfloat16" if first.quantization is not None else first.dtype,
+            adapters=[str(one.adapter) for one in checkpoints if one.adapter is not None],
+            max_model_len=max_model_len,
+            seed=config.seed,
+            tensor_parallel_size=config.tensor_parallel_size,
+            data_parallel_size=config.data_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+        )
+        try:
+            yield lambda one: ServedAdapter(backend, None if one is None or one.adapter is None else str(one.adapter))
+        finally:
+            backend.close()
+
+
+class ServedAdapter(NamedTuple):
+    """One of the adapters that an engine serves, or its base (`None`), as a backend."""
+
+    backend: "VLLMBackend"
+    adapter: str | None
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, AnswerScores]]:
+        """See [`VLLMBackend.score`]."""
+        return self.backend.score(requests, self.adapter)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, list[int]]]:
+        """See [`VLLMBackend.generate`]."""
+        return self.backend.generate(requests, self.adapter)
 
 
 @contextmanager

@@ -26,6 +26,9 @@ METADATA = "metadata"
 TOFU_SPLITS = {40: "forget01", 200: "forget05", 300: "forget10, capped at 300", 400: "forget10"}
 """The forget split that a number of items tells of; locuslab/tofu scores no more than 300."""
 
+_TEXTS_REMEDY = (
+    "evaluate it again, or remove the texts (`input`, `ground_truth`, `generation`) to keep the stored scores"
+)
 _RETAIN_REMEDY = "give the log of the retain-only model evaluated on the same forget split"
 
 
@@ -327,7 +330,7 @@ def item_texts(metric: Metric, field: str, name: str) -> list[list[str]] | None:
 
 def validate_log(log: EvalLog, name: str = "the log") -> None:
     """
-    Check that a log is whole: every metric has every item, every number is finite, generations are not empty.
+    Check that a log is whole: every metric has every item, every number is finite, some generation is not empty.
 
     Args:
         log (`EvalLog`):
@@ -358,6 +361,7 @@ def validate_log(log: EvalLog, name: str = "the log") -> None:
                     f"{name}: {part} has {n} items but {first} has {first_n}, both on the {question_set} set: one of them is "
                     "incomplete; evaluate it again."
                 )
+    _validate_answers(metrics, name)
 
 
 def validate_retain_log(log: EvalLog, retain_log: EvalLog) -> None:
@@ -419,8 +423,7 @@ def validate_same_questions(
 
 def validate_generations(generations: list[list[str]], rouge: np.ndarray, name: str) -> None:
     """
-    Check that generations are there. A model may answer one question with nothing; nothing at all, or a score for
-    nothing, is a fault.
+    Check that an empty generation has no score: where texts were lost, ROUGE can't be recomputed from them.
 
     Args:
         generations (`list[list[str]]` of length n):
@@ -431,18 +434,28 @@ def validate_generations(generations: list[list[str]], rouge: np.ndarray, name: 
             Name of the metric, for the message.
 
     Raises:
-        [`ValueError`]: If all generations are empty, or an empty one has a ROUGE above 0.
+        [`ValueError`]: If an empty generation has a ROUGE above 0.
     """
     empty = np.array([not text.strip() for group in generations for text in group])
-    remedy = "evaluate it again, or remove the texts (`input`, `ground_truth`, `generation`) to keep the stored scores"
-    if empty.all():
-        raise ValueError(f"{name} has {len(empty)} generations, all of them empty: {remedy}.")
     scored = np.flatnonzero(empty & (rouge.ravel() > 0))
     if len(scored):
         index = int(scored[0]) // len(generations[0])
         raise ValueError(
-            f"{name} has {len(scored)} empty generation(s) with a ROUGE above 0, the first at index {index}: {remedy}."
+            f"{name} has {len(scored)} empty generation(s) with a ROUGE above 0, the first at index {index}: {_TEXTS_REMEDY}."
         )
+
+
+def _validate_answers(log: EvalLog, name: str) -> None:
+    """A model may answer all questions of a set with nothing, an unlearned one those to forget; but not all of all sets."""
+    parts = {metric: part for metric, entry in log.items() for part in metric_parts(metric, entry).values()}
+    texts = [
+        item_texts(part, "generation", metric)
+        for metric, part in parts.items()
+        if "rougeL_recall" in ordered_items(part["value_by_index"], metric)[0]
+    ]
+    generations = [text for groups in texts if groups is not None for group in groups for text in group]
+    if generations and not any(text.strip() for text in generations):
+        raise ValueError(f"{name} has {len(generations)} generations, all of them empty: {_TEXTS_REMEDY}.")
 
 
 def has_items(log: EvalLog, metric: str) -> bool:
