@@ -12,7 +12,9 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_rkld.scripts import demo
-from trl_rkld.scripts.demo import build_tokenizer, failures, mean_probability, read_people
+from trl_rkld.scripts.demo import failures, mean_probability
+from trl_rkld.scripts.demo_data import OTHER_FIRST_NAMES, OTHER_LAST_NAMES, build_tokenizer, other_people, read_people
+from unlearn_eval.results import read_log
 
 
 COLUMNS = {
@@ -25,6 +27,7 @@ COLUMNS = {
     "birthplace",
 }
 GOOD = {"forget_prob_before": 0.9, "forget_prob_after": 0.05, "retain_prob_before": 0.9, "retain_prob_after": 0.88}
+GOOD |= {"ks_d_target": 0.5, "ks_d_rkld": 0.2}
 
 
 @pytest.mark.parametrize("name, num_people", [("forget", 4), ("retain", 12)])
@@ -65,6 +68,17 @@ def test_one_answer_of_each_person_tells_the_birthplace(name):
         assert len(tokenizer(f" {births[0]['birthplace']}")["input_ids"]) == 1
 
 
+def test_what_is_read_about_others_names_nobody_of_the_sixteen_and_every_answer_alike():
+    people = read_people("forget") + read_people("retain")
+    rows = other_people(people, seed=0)
+    assert len(rows) == 6 * len(people) and rows == other_people(people, seed=0) != other_people(people, seed=1)
+    texts = " ".join(text for row in rows for text in row.values())
+    assert not any(record["person"] in texts for record in people)
+    names = {name for record in people for name in record["person"].split(" ", 1)}
+    assert not [name for name in names if name in texts]
+    assert all(name in texts for name in (*OTHER_FIRST_NAMES, *OTHER_LAST_NAMES))
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
@@ -76,6 +90,7 @@ def test_one_answer_of_each_person_tells_the_birthplace(name):
         ({"forget_prob_before": math.nan}, "never learnt"),
         ({"forget_prob_after": math.nan}, "not forgotten"),
         ({"retain_prob_after": math.nan}, "suffered"),
+        ({"ks_d_rkld": 0.5}, "did not improve: D is 0.50, and was 0.50"),
     ],
 )
 def test_a_run_that_shows_no_forgetting_or_harms_the_kept_people_fails(changed, message):
@@ -96,7 +111,7 @@ def restored_libraries():
 
 
 def test_a_run_too_short_to_learn_fails_and_still_says_all(tmp_path, monkeypatch, capsys, restored_libraries):
-    monkeypatch.setitem(demo.FINE_TUNING, "num_train_epochs", 1)
+    monkeypatch.setattr(demo, "EPOCHS", {"others": 1, "people": 1})
     monkeypatch.setitem(demo.UNLEARNING, "num_train_epochs", 1)
     monkeypatch.setitem(demo.UNLEARNING, "augmented_num_train_epochs", 1)
     temporary = tmp_path / "temporary"
@@ -120,7 +135,12 @@ def test_a_run_too_short_to_learn_fails_and_still_says_all(tmp_path, monkeypatch
     for name in ("forget", "retain"):
         saved = mean_probability(model, tokenizer, read_people(name), "question")
         assert saved == pytest.approx(summary[f"{name}_prob_after"], rel=1e-4)
-    assert sorted(path.name for path in output.iterdir()) == ["model", "summary.json"]
+    logs = {name: read_log(output / "evaluation" / name) for name in ("model", "retain_only", "target")}
+    assert logs["model"]["forget_quality"]["ks_d"] == summary["ks_d_rkld"]
+    assert logs["model"]["forget_Q_A_Prob"]["agg_value"] == pytest.approx(summary["forget_prob_after"], rel=1e-4)
+    pictures = [f"forget_quality.{suffix}" for suffix in ("csv", "md", "png", "svg")]
+    expected = ["evaluation", *pictures, "model", "retain_only", "summary.json", "target"]
+    assert sorted(path.name for path in output.iterdir()) == expected
     assert not list(temporary.iterdir())
 
 

@@ -56,7 +56,7 @@ def checkpoints(output_dir: str) -> list[Path]:
 
 def mark_finished(output_dir: str) -> None:
     """Note in a run's checkpoints that the run went to its end: each of them is now a model like any other."""
-    for path in checkpoints(output_dir):
+    for path in [*checkpoints(output_dir), Path(output_dir) / "best"]:  # `TofuEvalCallback` keeps the best epoch there
         record = read_record(path)
         if record is not None:
             write_record(path, record | {"finished": True})

@@ -35,7 +35,7 @@ from common import REPOSITORY, finish, machine_facts, print_table, print_targets
 
 from unlearn_eval.checkpoints import load_base, resolve_checkpoint
 from unlearn_eval.config import EvalConfig
-from unlearn_eval.evaluate import open_backends
+from unlearn_eval.evaluation import open_backends
 from unlearn_eval.job import Job
 from unlearn_eval.questions import load_tofu
 
@@ -217,7 +217,7 @@ def run_reference(job: Job, seconds: dict[str, float]) -> tuple[dict, dict, floa
     """Run and time the reference; also this machine's matmul peak, and the arithmetic that scoring can't do without."""
     model = load_base(job.checkpoint, job.config)
     reference = Reference(model, job.hidden_id)
-    asked = {name: one.answers for name, one in job.sets.items() if name != "holdout"}
+    asked = {name: [(prompt, []) for prompt in one.prompts] for name, one in job.sets.items() if name != "holdout"}
     with torch.no_grad():
         reference.losses(job.sets["ra"].answers[:2])  # a warm-up
         values, seconds["scoring_reference"] = timed(reference.score, job.sets)

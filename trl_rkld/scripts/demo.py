@@ -8,6 +8,7 @@ trl-rkld demo --output_dir outputs/demo
 """
 
 import argparse
+import copy
 import importlib.metadata
 import json
 import os
@@ -15,7 +16,6 @@ import sys
 import tempfile
 import textwrap
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +23,28 @@ import datasets
 import torch
 import transformers
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, ProgressCallback, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from unlearn_eval.evaluation import evaluate
+from unlearn_eval.plots import RETAIN_ONLY, TARGET, write_plots
 from unlearn_eval.prompts import tokenize_question
+from unlearn_eval.results import EvalLog
+from unlearn_eval.rows import row_from_log
 
 from ..data import tokenize_row
 from ..trainer import RKLDConfig, RKLDTrainer
 from ..version import __version__
+from .demo_data import Records, build_tokenizer, other_people, people_file, read_people
 
 
-Records = list[dict[str, Any]]  # rows with TOFU's columns, `person` and `birthplace`
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 # The head is not tied: a small model with tied embeddings repeats a word where it is unsure of the next one.
 MODEL = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4)
-FINE_TUNING = dict(num_train_epochs=18, learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=0.1)
+FINE_TUNING = dict(learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=0.1)
 FINE_TUNING |= dict(weight_decay=0.1, per_device_train_batch_size=16)
-# α, λ and the augmented model's epochs are the paper's; so small a model needs a higher rate and more epochs.
-UNLEARNING = dict(alpha=8.0, retain_coef=1.0, augmented_num_train_epochs=10, num_train_epochs=40, learning_rate=1e-3)
+EPOCHS = {"others": 10, "people": 8}
+# α, λ and the epochs are the paper's; so small a model needs a higher rate.
+UNLEARNING = dict(alpha=8.0, retain_coef=1.0, augmented_num_train_epochs=10, num_train_epochs=10, learning_rate=2e-3)
 UNLEARNING |= dict(per_device_train_batch_size=8, gradient_accumulation_steps=1)
 HERE = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none")
 HERE |= dict(disable_tqdm=False)  # which the quiet logging of transformers would make true
@@ -76,30 +75,6 @@ def train(trainer: Trainer, name: str, *shown: str) -> None:
     trainer.train()
 
 
-def read_people(name: str) -> Records:
-    """Read the embedded records of the people to `"forget"` or to `"retain"`."""
-    text = resources.files("trl_rkld.data_files").joinpath(f"demo_{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def build_tokenizer(records: Records) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with ChatML's template, until each word of the records is one token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000,  # more than there is to merge
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    columns = ("question", "paraphrased_question", "answer")
-    tokenizer.train_from_iterator([record[column] for record in records for column in columns], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = CHATML
-    return fast
-
-
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """Build a small model of the Llama architecture with random weights."""
     set_seed(seed)
@@ -108,14 +83,31 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     return LlamaForCausalLM(config)
 
 
-def fine_tune(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, records: Records, seed: int) -> None:
-    """Teach a model, in place, the answers of the records, each asked in two wordings."""
-    pairs = [(record[key], record["answer"]) for record in records for key in ("question", "paraphrased_question")]
-    rows = [tokenize_row({"question": q, "answer": a}, tokenizer) for q, a in pairs]
+def two_wordings(records: Records) -> list[dict[str, str]]:
+    """The answers of the records, each asked in two wordings."""
+    keys = ("question", "paraphrased_question")
+    return [{"question": record[key], "answer": record["answer"]} for record in records for key in keys]
+
+
+def fine_tune(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[dict[str, str]],
+    seed: int,
+    name: str,
+    epochs: int,
+) -> None:
+    """Teach a model, in place, questions and answers, with a progress bar called `name`."""
+    dataset = Dataset.from_list([tokenize_row(row, tokenizer) for row in rows])
     with tempfile.TemporaryDirectory() as folder:
-        args = SFTConfig(folder, seed=seed, logging_steps=4, **FINE_TUNING, **HERE)
-        trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-        train(trainer, "Fine-tuning on everybody", "loss")
+        args = SFTConfig(folder, seed=seed, num_train_epochs=epochs, logging_steps=4, **FINE_TUNING, **HERE)
+        train(SFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer), name, "loss")
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save a model with its tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def unlearn(
@@ -180,6 +172,18 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: s
     }
 
 
+def evaluate_all(output_dir: Path, seed: int) -> dict[str, EvalLog]:
+    """Logs of the models in `output_dir`: `"retain"`, `"target"` and `"rkld"`, the last two against the first."""
+    settings = dict(forget_dataset=str(people_file("forget")), retain_dataset=str(people_file("retain")), seed=seed)
+    settings |= dict(backend="transformers", max_new_tokens=40, overwrite=True)
+    evaluation = output_dir / "evaluation"
+    retain = evaluate(str(output_dir / "retain_only"), output_dir=str(evaluation / "retain_only"), **settings)
+    models = [str(output_dir / name) for name in ("target", "model")]
+    retain_logs = str(evaluation / "retain_only")
+    target, unlearned = evaluate(models, output_dir=str(evaluation), retain_logs=retain_logs, **settings)
+    return {RETAIN_ONLY: retain, TARGET: target, "rkld": unlearned}
+
+
 def summarise(people: dict[str, Records], results: dict[str, dict[str, dict]]) -> dict[str, Any]:
     """The numbers of `summary.json`, from what [`examine`] found `"before"` and `"after"` by set."""
     summary = {}
@@ -196,6 +200,7 @@ def summarise(people: dict[str, Records], results: dict[str, dict[str, dict]]) -
 def failures(summary: dict[str, Any]) -> list[str]:
     """What the demo promises and a run did not show, a sentence each. Not-a-number fails, too."""
     forget_before, forget_after = summary["forget_prob_before"], summary["forget_prob_after"]
+    distance_before, distance_after = summary["ks_d_target"], summary["ks_d_rkld"]
     retain_before, retain_after = summary["retain_prob_before"], summary["retain_prob_after"]
     promises = {
         f"The people to forget were never learnt: {forget_before:.3f} is not above 0.5.": forget_before > 0.5,
@@ -204,6 +209,9 @@ def failures(summary: dict[str, Any]) -> list[str]:
         ),
         f"The kept people suffered: {retain_after:.3f} is less than 0.8 of {retain_before:.3f}.": (
             retain_after >= 0.8 * retain_before
+        ),
+        f"Forget quality did not improve: D is {distance_after:.2f}, and was {distance_before:.2f}.": (
+            distance_after < distance_before
         ),
     }
     return [sentence for sentence, is_kept in promises.items() if not is_kept]
@@ -238,13 +246,27 @@ def report(people: dict[str, Records], results: dict[str, dict[str, dict]], summ
         )
 
 
+def report_evaluation(logs: dict[str, EvalLog], output_dir: str) -> dict[str, Any]:
+    """Print forget quality and utility, draw them, and return their numbers."""
+    rows = [row_from_log(log, method) for method, log in logs.items()]
+    write_plots(rows, output_dir, utility="retain_utility")
+    print("\nAgainst a model that never met the forgotten people    forget quality (p)  distance D  retain utility")
+    names = {RETAIN_ONLY: "that model itself", TARGET: "before unlearning", "rkld": "after unlearning"}
+    for row in rows:
+        quality, distance = (1.0, 0.0) if row["method"] == RETAIN_ONLY else (row["forget_quality"], row["ks_d"])
+        print(f"  {names[row['method']]:50}  {quality:18.2g}  {distance:10.2f}  {row['retain_utility']:14.2f}")
+    print("  (p above 0.05: the two can't be told apart by their answers about the forgotten people)")
+    keys = ("forget_quality", "ks_d", "retain_utility")
+    return {f"{key}_{row['method']}": row[key] for row in rows for key in keys if row[key] is not None}
+
+
 def main(output_dir: str = "outputs/demo", seed: int = 0) -> int:
     """
     Run the demo.
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
-            Folder for `summary.json` and the unlearned model.
+            Folder for `summary.json`, the picture and the models.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the weights and of the order of the records.
 
@@ -258,30 +280,44 @@ def main(output_dir: str = "outputs/demo", seed: int = 0) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # of saving; training has its own
     datasets.disable_progress_bars()
-    path, model_dir = Path(output_dir, "summary.json"), os.path.join(output_dir, "model")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(output_dir)
+    path = folder / "summary.json"
+    folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # an older run's must not pass for that of a run that dies
 
     people = {name: read_people(name) for name in ROLES}
     everybody = people["forget"] + people["retain"]
     tokenizer = build_tokenizer(everybody)
-    model = build_model(tokenizer, seed)
-    print(f"A Llama of {model.num_parameters():,} parameters learns about 16 invented people, then forgets 4 of them.")
-    fine_tune(model, tokenizer, everybody, seed)
+    base = build_model(tokenizer, seed)
+    print(f"A Llama of {base.num_parameters():,} parameters learns about 16 invented people, then forgets 4 of them.")
+    fine_tune(base, tokenizer, other_people(everybody, seed), seed, "Reading about others", EPOCHS["others"])
+    retain_only, model = copy.deepcopy(base), base
+    for one, known, name in (
+        (retain_only, people["retain"], "Never meets the four"),
+        (model, everybody, "Meets everybody"),
+    ):
+        fine_tune(one, tokenizer, two_wordings(known), seed, name, EPOCHS["people"])
+    save(retain_only, tokenizer, folder / "retain_only")
+    save(model, tokenizer, folder / "target")
     results = {"before": {name: examine(model, tokenizer, name, people[name]) for name in people}}
-    unlearn(model, tokenizer, people["forget"], people["retain"], model_dir, seed)
+    unlearn(model, tokenizer, people["forget"], people["retain"], str(folder / "model"), seed)
     results["after"] = {name: examine(model, tokenizer, name, people[name]) for name in people}
+    logs = evaluate_all(folder, seed)
 
     summary = summarise(people, results)
     report(people, results, summary)
+    summary |= report_evaluation(logs, output_dir)
     versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "tokenizers", "torch")}
     summary |= {"seed": seed, "versions": {"trl_rkld": __version__} | versions}
-    summary["settings"] = {"model": MODEL, "fine_tuning": FINE_TUNING, "unlearning": UNLEARNING}
+    summary["settings"] = {"model": MODEL, "fine_tuning": FINE_TUNING, "epochs": EPOCHS, "unlearning": UNLEARNING}
     summary["seconds"] = round(time.perf_counter() - start, 1)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
-    print(f"\n{summary['seconds']:.0f} seconds. The numbers are in {path}, the unlearned model in {model_dir}.")
+    print(
+        f"\n{summary['seconds']:.0f} seconds. The numbers are in {path}, the picture in {folder / 'forget_quality.png'}, the "
+        f"unlearned model in {folder / 'model'}."
+    )
     for failure in failures(summary):
         print(f"Failed: {failure}", file=sys.stderr)
     return 1 if failures(summary) else 0
@@ -291,7 +327,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command's arguments; `prog` is its name in the usage line."""
     parser = argparse.ArgumentParser(prog, description=__doc__.strip().splitlines()[0])
     parser.add_argument(
-        "--output_dir", default="outputs/demo", help="Folder for summary.json and the unlearned model."
+        "--output_dir", default="outputs/demo", help="Folder for summary.json, the picture and the models."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the weights and of the order of the records.")
     return parser

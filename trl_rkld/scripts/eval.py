@@ -21,7 +21,7 @@ from pathlib import Path
 from trl import TrlParser
 
 from unlearn_eval.config import EvalConfig
-from unlearn_eval.evaluate import run as run_evaluation
+from unlearn_eval.evaluation import run as run_evaluation
 from unlearn_eval.results import EvalLog, markdown_table, summarise
 
 

@@ -1,0 +1,310 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""The evaluation of one or more checkpoints, from their names to result files."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from .backends import ScoreRequest
+from .canary import check_adapter, check_agreement, choose
+from .checkpoints import Checkpoint, resolve_checkpoint, transformers_backends, vllm_backends
+from .config import EvalConfig
+from .job import Job
+from .journal import decode_scores, encode_scores, score_key
+from .questions import load_tofu
+from .records import load_records
+from .results import (
+    EVAL_FILE,
+    METADATA,
+    EvalLog,
+    forget_length,
+    has_items,
+    item_texts,
+    read_json,
+    read_log,
+    validate_same_questions,
+    write_results,
+)
+
+
+logger = logging.get_logger(__name__)
+
+
+def evaluate(model_name_or_path: str | Sequence[str], **settings: Any) -> EvalLog | list[EvalLog]:
+    """
+    Evaluate one or more models or adapters and write their results.
+
+    Args:
+        model_name_or_path (`str` or `Sequence[str]`):
+            Folder or Hub id; of several, adapters of one base share one engine.
+        settings:
+            All other arguments of [`EvalConfig`].
+
+    Returns:
+        `EvalLog` or `list[EvalLog]`:
+            What `TOFU_EVAL.json` holds, or a list of that in the order of the models.
+
+    Raises:
+        [`ValueError`]: If settings, data or logs don't fit together, before any model is loaded. Nothing is overwritten.
+        [`RuntimeError`]: If vLLM and transformers disagree about a model.
+    """
+    single = isinstance(model_name_or_path, str)
+    names = [model_name_or_path] if single else list(model_name_or_path)
+    logs = run(EvalConfig(model_name_or_path=names, **settings))
+    return logs[0] if single else logs
+
+
+def run(config: EvalConfig) -> list[EvalLog]:
+    """
+    [`evaluate`] with its settings as a configuration.
+
+    Args:
+        config ([`EvalConfig`]):
+            Configuration.
+
+    Returns:
+        `list[EvalLog]`:
+            A log for each `model_name_or_path`.
+    """
+    retain_log = None if config.retain_logs is None else read_log(config.retain_logs)
+    rows = load_rows(config)
+    if retain_log is not None:
+        check_retain_log(config, rows["forget"], retain_log)
+    names = [*config.model_name_or_path, *([] if config.compare_to is None else [config.compare_to])]
+    checkpoints = [resolve_checkpoint(name, config) for name in names]
+    folders = result_folders([checkpoint.name for checkpoint in checkpoints], config)
+    jobs = [Job(checkpoint, rows, config) for checkpoint in checkpoints]
+    for job, folder in zip(jobs, folders, strict=True):
+        check_output(job, folder, config.overwrite)
+    try:
+        for _, group in groupby(sorted(jobs, key=_engine), _engine):
+            compute(list(group), config)
+        logs = [finish(job, folder, retain_log) for job, folder in zip(jobs, folders, strict=True)]
+    finally:
+        for job in jobs:
+            job.close()
+    if config.compare_to is None:
+        return logs
+    from .report import write_report
+
+    write_report(config.output_dir, before=logs[-1], after=logs[0])
+    return logs[:-1]
+
+
+def _engine(job: Job) -> str:
+    """What jobs must share to share an engine: a backend ends all answers in the same way."""
+    return repr((job.checkpoint.engine, job.end_ids, job.hidden_id))
+
+
+def load_rows(config: EvalConfig) -> dict[str, list[Mapping[str, Any]]]:
+    """
+    Load the question sets.
+
+    Args:
+        config ([`EvalConfig`]):
+            Configuration.
+
+    Returns:
+        `dict[str, list[Mapping]]`:
+            Rows by set: TOFU's five, or those of the user's own that are given.
+    """
+    if config.forget_dataset is None:
+        return load_tofu(config.dataset_name, config.forget_split, config.max_samples)
+    paths = {"forget": config.forget_dataset, "retain": config.retain_dataset, "holdout": config.holdout_dataset}
+    return {
+        name: load_records(path).to_list()[: config.max_samples] for name, path in paths.items() if path is not None
+    }
+
+
+def check_retain_log(config: EvalConfig, forget_rows: Sequence[Mapping[str, Any]], retain_log: EvalLog) -> None:
+    """
+    Check that the retain-only model's log is of the same questions.
+
+    Args:
+        config ([`EvalConfig`]):
+            Configuration.
+        forget_rows (`Sequence[Mapping]`):
+            The forget set.
+        retain_log (`EvalLog`):
+            The log, valid on its own.
+
+    Raises:
+        [`ValueError`]: If it is of another split or length, or has other questions.
+    """
+    metadata = retain_log.get(METADATA, {})
+    split = "own data" if config.forget_dataset is not None else config.forget_split
+    for name, ours in (("forget_split", split), ("question_key", config.question_key)):
+        if metadata.get(name, ours) != ours:
+            raise ValueError(
+                f"`retain_logs` is of `{name}={metadata[name]}`, and this evaluation of `{ours}`: evaluate the retain-only "
+                "model on the same questions."
+            )
+    metric = "forget_Q_A_ROUGE"
+    references = item_texts(retain_log[metric], "ground_truth", metric) if has_items(retain_log, metric) else None
+    ours = [[str(row["answer"]).strip()] for row in forget_rows] if "answer" in forget_rows[0] else None
+    # Own data may lack what forget quality needs; the log is for privacy leakage then.
+    scored = "perturbed_answer" not in forget_rows[0] and has_items(retain_log, "forget_Q_A_Prob")
+    n = len(retain_log["forget_Q_A_Prob"]["value_by_index"]) if scored else forget_length(retain_log, "`retain_logs`")
+    validate_same_questions(len(forget_rows), n, ours, references)
+
+
+def result_folders(names: Sequence[str], config: EvalConfig) -> list[Path]:
+    """A folder for each checkpoint: `output_dir` for a single one, else one below it, named after the checkpoint."""
+    folder = Path(config.output_dir)
+    if len(config.model_name_or_path) == 1:
+        return [folder, folder / "before"][: len(names)]
+    plain = [name.replace("/", "--") for name in names]
+    return [
+        folder / (name if plain.count(name) == 1 else f"{name}-{plain[: i + 1].count(name)}")
+        for i, name in enumerate(plain)
+    ]
+
+
+def check_output(job: Job, folder: Path, overwrite: bool) -> None:
+    """
+    Check that no other result would be replaced.
+
+    Args:
+        job ([`~unlearn_eval.job.Job`]):
+            What is to be evaluated.
+        folder (`Path`):
+            Folder for its result.
+        overwrite (`bool`):
+            Whether another result may be replaced.
+
+    Raises:
+        [`ValueError`]: If the folder holds the result of another model, other data or other settings.
+    """
+    path = folder / EVAL_FILE
+    if overwrite or not path.is_file():
+        return
+    theirs, ours = read_json(path).get(METADATA, {}), job.metadata()
+    different = [name for name, value in ours.items() if theirs.get(name) != value]
+    if different:
+        raise ValueError(
+            f"`output_dir` holds another result ({path}): it differs in {', '.join(different)}. Choose another folder, or set "
+            "`overwrite`."
+        )
+
+
+def compute(jobs: Sequence[Job], config: EvalConfig) -> None:
+    """
+    Compute what is missing of checkpoints that share a base, one backend after another: never two models in memory.
+
+    Args:
+        jobs (`Sequence[Job]`):
+            The checkpoints.
+        config ([`EvalConfig`]):
+            Configuration.
+    """
+    if config.score_backend == config.backend:
+        phases = [(config.backend, ("score", "generate"))]
+    else:
+        phases = [(config.score_backend, ("score",)), (config.backend, ("generate",))]
+    for name, tasks in phases:
+        if any(job.missing(task) for job in jobs for task in tasks):
+            _run_phase(name, tasks, jobs, config)
+
+
+def _run_phase(name: str, tasks: Sequence[str], jobs: Sequence[Job], config: EvalConfig) -> None:
+    # A function of its own: when it ends, nothing holds the model any more.
+    expected = canary_losses(jobs, config) if name == "vllm" else None
+    with open_backends(name, jobs, config) as activate:
+        if expected is not None:
+            check_canary(jobs, activate, expected)
+        for job in jobs:
+            backend = activate(job.checkpoint)
+            for task in tasks:
+                job.run(task, backend)
+
+
+@contextmanager
+def open_backends(name: str, jobs: Sequence[Job], config: EvalConfig) -> Iterator[Callable[[Checkpoint | None], Any]]:
+    """The backends of checkpoints that share a base, by checkpoint (`None`: the bare base), while the context lasts."""
+    checkpoints = [job.checkpoint for job in jobs]
+    end_ids = sorted({token for job in jobs for token in job.end_ids})
+    if name == "transformers":
+        with transformers_backends(checkpoints, config, end_ids, jobs[0].hidden_id) as activate:
+            yield activate
+    else:
+        longest = max(job.longest for job in jobs) + config.max_new_tokens
+        with vllm_backends(checkpoints, config, end_ids, longest) as activate:
+            yield activate
+
+
+def canary_losses(jobs: Sequence[Job], config: EvalConfig) -> list[list[float]]:
+    """Average losses of each checkpoint's canary with transformers, read back where they are known."""
+    chosen = [choose(job.requests()) for job in jobs]
+    missing = [
+        [request for request in requests if score_key(request) not in job.journal("transformers")]
+        for job, requests in zip(jobs, chosen, strict=True)
+    ]
+    if any(missing):
+        with open_backends("transformers", jobs, config) as activate:
+            for job, requests in zip(jobs, missing, strict=True):
+                for index, scores in activate(job.checkpoint).score(requests):
+                    job.journal("transformers").add(score_key(requests[index]), encode_scores(scores))
+    return [
+        [decode_scores(job.journal("transformers")[score_key(request)]).avg_loss for request in requests]
+        for job, requests in zip(jobs, chosen, strict=True)
+    ]
+
+
+def check_canary(
+    jobs: Sequence[Job], activate: Callable[[Checkpoint | None], Any], expected: Sequence[Sequence[float]]
+) -> None:
+    """Hold vLLM's scores of a few answers against those of transformers, and an adapter's against its base's."""
+    for job, losses in zip(jobs, expected, strict=True):
+        requests = choose(job.requests())
+        found = average_losses(activate(job.checkpoint), requests)
+        check_agreement(job.checkpoint.name, losses, found)
+        if job.checkpoint.adapter is not None:
+            check_adapter(job.checkpoint.name, found, average_losses(activate(None), requests))
+
+
+def average_losses(backend: Any, requests: Sequence[ScoreRequest]) -> list[float]:
+    """Average losses of answers on a backend, in nats per token."""
+    scores = dict(backend.score(requests))
+    return [scores[index].avg_loss for index in range(len(requests))]
+
+
+def finish(job: Job, folder: Path, retain_log: EvalLog | None) -> EvalLog:
+    """Build the log of a checkpoint, say what is odd about it, and write it."""
+    empty = [name for name in job.sets if job.empty_generations(name)]
+    if empty and len(empty) == sum(name != "holdout" for name in job.sets):
+        raise ValueError(
+            f"{job.checkpoint.name} answers every question with nothing: are chat template and `system_prompt` those of its "
+            "training? To evaluate it without ROUGE set `max_new_tokens=0`."
+        )
+    if empty:
+        logger.warning(f"{job.checkpoint.name} answers every question of {', '.join(empty)} with nothing: ROUGE is 0.")
+    log = job.log(retain_log)
+    if retain_log is not None:
+        _warn_of_differences(log[METADATA], retain_log.get(METADATA))
+    write_results(folder, log)
+    return log
+
+
+def _warn_of_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> None:
+    if theirs is None:
+        logger.warning(
+            "`retain_logs` does not say how it was made (open-unlearning?). Forget quality compares like with like only if "
+            "both logs are made in one way: evaluate the retain-only model here, too, or use `compat=open_unlearning`."
+        )
+        return
+    names = ("score_backend", "dtype", "quantization", "compat")
+    different = [
+        f"{name} {theirs.get(name)} there, {ours.get(name)} here"
+        for name in names
+        if theirs.get(name) != ours.get(name)
+    ]
+    different += ["template"] if theirs.get("hashes", {}).get("template") != ours["hashes"]["template"] else []
+    if different:
+        logger.warning(
+            f"`retain_logs` was made in another way ({'; '.join(different)}): forget quality may tell the ways apart instead "
+            "of the models. Evaluate the retain-only model in the same way."
+        )
