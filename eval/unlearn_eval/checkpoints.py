@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -97,7 +98,7 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
         adapter = PeftConfig.from_pretrained(folder)
         if adapter.peft_type != "LORA":
             raise ValueError(
-                f"`{name}` is a {adapter.peft_type} adapter. Only LoRA adapters can be evaluated; merge it."
+                f"`{name}` is a {adapter.peft_type.value} adapter. Only LoRA adapters can be evaluated; merge it."
             )
         try:
             base = _find(adapter.base_model_name_or_path, adapter.revision or "main")
@@ -110,14 +111,19 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
             record = json.loads((folder / "unlearning.json").read_text(encoding="utf-8"))
         hashes["adapter"] = hash_weights(folder)
     hashes["weights"] = hash_weights(base)
-    quantization = record.get("quantization")
+    base_config = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+    quantization = record.get("quantization") or _stored_quantization(base_config)
     if config.load_in_4bit:
         quantization = {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": config.bnb_4bit_quant_type,
             "bnb_4bit_use_double_quant": config.use_bnb_nested_quant,
         }
-    dtype = config.dtype if config.dtype != "auto" else record.get("dtype") or _dtype_of(base, config)
+    dtype = (
+        config.dtype
+        if config.dtype != "auto"
+        else record.get("dtype") or str(base_config.dtype or torch.float32).removeprefix("torch.")
+    )
     if quantization is not None:
         quantization = {**quantization, "bnb_4bit_compute_dtype": dtype}
     shown = name if not Path(name).expanduser().is_dir() else folder.name
@@ -307,6 +313,7 @@ def _find(name: str, revision: str) -> Path:
     )
 
 
-def _dtype_of(folder: Path, config: EvalConfig) -> str:
-    dtype = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).dtype
-    return str(dtype or torch.float32).removeprefix("torch.")
+def _stored_quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """The 4-bit quantisation in which a model was saved, if it was."""
+    stored = getattr(config, "quantization_config", None) or {}
+    return dict(stored) if stored.get("load_in_4bit") else None

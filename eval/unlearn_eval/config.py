@@ -7,6 +7,7 @@ from .questions import FORGET_SPLITS, Template
 
 
 BACKENDS = ("vllm", "transformers")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass
@@ -101,7 +102,7 @@ class EvalConfig:
         default="auto",
         metadata={
             "help": "Dtype of the weights. 'auto': that of the checkpoint, or of an adapter's training.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
+            "choices": list(DTYPES),
         },
     )
     attn_implementation: str | None = field(
@@ -195,14 +196,18 @@ class EvalConfig:
             backend = getattr(self, name)
             if backend not in BACKENDS:
                 raise ValueError(f"`{name}={backend!r}` is not one of {', '.join(BACKENDS)}.")
-            if backend == "vllm" and find_spec("vllm") is None:
-                raise ValueError(f"`{name}=vllm`, but vLLM is not installed. Install it, or use `transformers`.")
             if backend == "vllm" and self.compat is not None:
                 raise ValueError(
                     f"`compat={self.compat}` hides tokens inside the prompt, which vLLM can't. Use `{name}=transformers`."
                 )
+            if backend == "vllm" and find_spec("vllm") is None:
+                raise ValueError(f"`{name}=vllm`, but vLLM is not installed. Install it, or use `transformers`.")
         if self.compat not in (None, "open_unlearning"):
             raise ValueError(f"`compat={self.compat!r}` is unknown. Use `open_unlearning`.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"`dtype={self.dtype!r}` is not one of {', '.join(DTYPES)}.")
+        if self.question_template is not None and "{question}" not in self.question_template:
+            raise ValueError("`question_template` must contain `{question}`, where the question goes.")
         for name, least in (("max_samples", 1), ("max_new_tokens", 0), ("batch_size", 1), ("batch_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

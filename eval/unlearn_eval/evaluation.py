@@ -50,7 +50,8 @@ def evaluate(model_name_or_path: str | Sequence[str], **settings: Any) -> EvalLo
 
     Raises:
         [`ValueError`]: If settings, data or logs don't fit together, before any model is loaded. Nothing is overwritten.
-        [`RuntimeError`]: If vLLM and transformers disagree about a model.
+        [`ValueError`]: Later, if vLLM and transformers disagree about a model, or a model answers nothing at all. What was
+            computed is kept, and the results of the other models are written.
     """
     single = isinstance(model_name_or_path, str)
     names = [model_name_or_path] if single else list(model_name_or_path)
@@ -83,7 +84,7 @@ def run(config: EvalConfig) -> list[EvalLog]:
     try:
         for _, group in groupby(sorted(jobs, key=_engine), _engine):
             compute(list(group), config)
-        logs = [finish(job, folder, retain_log) for job, folder in zip(jobs, folders, strict=True)]
+        logs = finish_all(jobs, folders, retain_log)
     finally:
         for job in jobs:
             job.close()
@@ -270,6 +271,19 @@ def average_losses(backend: Any, requests: Sequence[ScoreRequest]) -> list[float
     """Average losses of answers on a backend, in nats per token."""
     scores = dict(backend.score(requests))
     return [scores[index].avg_loss for index in range(len(requests))]
+
+
+def finish_all(jobs: Sequence[Job], folders: Sequence[Path], retain_log: EvalLog | None) -> list[EvalLog]:
+    """[`finish`] for each checkpoint; one that fails does not keep the others from being written."""
+    logs, failures = [], []
+    for job, folder in zip(jobs, folders, strict=True):
+        try:
+            logs.append(finish(job, folder, retain_log))
+        except ValueError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return logs
 
 
 def finish(job: Job, folder: Path, retain_log: EvalLog | None) -> EvalLog:

@@ -52,5 +52,5 @@ def hash_samples(dataset: Dataset) -> str:
 
 
 def hash_json(value: Any) -> str:
-    """SHA-256 of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a value that JSON can hold, or whose parts (dates, say) are what they are printed as."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -80,6 +80,7 @@ class Job:
             forget_split="own data" if own else config.forget_split,
             question_key=config.question_key,
             max_samples=config.max_samples,
+            max_new_tokens=config.max_new_tokens,
             num_questions={name: len(one.answers) for name, one in self.sets.items()},
             backend=config.backend if config.max_new_tokens else "none",
             score_backend=config.score_backend,
@@ -170,14 +171,15 @@ class Job:
         """
         if self.config.backend != self.config.score_backend or self.config.compat is not None:
             return [], False  # another model, or other positions: the greedy answer may be another
-        answer = self.sets[name].answers[i].answer_ids
-        wrong = (~self._scores(self.sets[name].answers[i]).matches).nonzero()[0]
-        start = answer[: wrong[0]] if len(wrong) else answer
-        ended = start[-1:] != [] and start[-1] in self.end_ids
-        start = start[: self.config.max_new_tokens]
-        return (start[:-1] if ended and len(start) == len(answer) else start), (
-            ended or len(start) == self.config.max_new_tokens
-        )
+        answer, limit = self.sets[name].answers[i], self.config.max_new_tokens
+        start: list[int] = []
+        for token, match in zip(answer.answer_ids, self._scores(answer).matches, strict=True):
+            if not match or len(start) == limit:
+                break
+            if token in self.end_ids:
+                return start, True
+            start.append(token)
+        return start, len(start) == limit
 
     def _record(self, name: str, i: int, ids: list[int]) -> None:
         one = self.sets[name]
@@ -228,11 +230,18 @@ class Job:
         config = AutoConfig.from_pretrained(self.checkpoint.base, trust_remote_code=self.config.trust_remote_code)
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)  # absent from recurrent models
         for name, one in self.sets.items():
-            for index, (prompt_ids, answer_ids) in enumerate(one.answers):
-                if limit is not None and len(prompt_ids) + len(answer_ids) > limit:
+            for index in range(len(one.answers)):
+                answers = one.answers_of(index)
+                length = max(len(prompt_ids) + len(answer_ids) for prompt_ids, answer_ids in answers)
+                if limit is not None and length > limit:
                     raise ValueError(
-                        f"Row {index} of the {name} set has {len(prompt_ids) + len(answer_ids)} tokens, and "
-                        f"{self.checkpoint.name} takes {limit}. Shorten or split the record."
+                        f"Row {index} of the {name} set has {length} tokens, and {self.checkpoint.name} takes {limit}. "
+                        "Shorten or split the record."
+                    )
+                if not all(answer.prompt_ids for answer in answers):
+                    raise ValueError(
+                        f"Row {index} of the {name} set has no prompt: its tokens merge with those of the answer. End it "
+                        "with a space or a line break, say."
                     )
 
 

@@ -96,22 +96,56 @@ def tokenize_open_unlearning(
         [`TokenizedAnswer`]:
             Prompt and counted token ids.
     """
+    prompt_ids = prompt_open_unlearning(tokenizer, question, system_prompt, date_string, question_template)
     if question_template is None and tokenizer.chat_template is None:
         question_template = PLAIN_QUESTION_TEMPLATE
     if question_template is not None:
-        prompt = question_template.format(question=question)
         # Where there is no chat template, the reference cuts at 512 tokens.
-        prompt_ids, full_ids = (tokenizer(text)["input_ids"][:512] for text in (prompt, prompt + answer))
+        full_ids = tokenizer(question_template.format(question=question) + answer)["input_ids"][:512]
     else:
-        chat = [] if not system_prompt else [{"role": "system", "content": system_prompt}]
-        chat += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        kwargs = {"tokenize": True, "return_dict": True}
-        kwargs |= {} if date_string is None else {"date_string": date_string}
-        prompt_ids = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, **kwargs)["input_ids"]
-        full_ids = tokenizer.apply_chat_template(chat, **kwargs)["input_ids"]
+        chat = _chat(question, system_prompt) + [{"role": "assistant", "content": answer}]
+        kwargs = {} if date_string is None else {"date_string": date_string}
+        full_ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, **kwargs)["input_ids"]
     if full_ids[-1] != tokenizer.eos_token_id:
         full_ids = [*full_ids, tokenizer.eos_token_id]
     return TokenizedAnswer(list(full_ids[: len(prompt_ids)]), list(full_ids[len(prompt_ids) :]))
+
+
+def prompt_open_unlearning(
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    system_prompt: str | None = None,
+    date_string: str | None = None,
+    question_template: str | None = None,
+) -> list[int]:
+    """
+    Tokenise a question alone, to be continued, as open-unlearning@d3d7cf9 does.
+
+    Where tokens merge across the border, this is not where [`tokenize_open_unlearning`]'s answer starts.
+
+    Args:
+        tokenizer, question, system_prompt, date_string, question_template:
+            As in [`tokenize_question`].
+
+    Returns:
+        `list[int]`:
+            Prompt token ids.
+    """
+    if question_template is None and tokenizer.chat_template is None:
+        question_template = PLAIN_QUESTION_TEMPLATE
+    if question_template is not None:
+        return list(tokenizer(question_template.format(question=question))["input_ids"][:512])
+    kwargs = {} if date_string is None else {"date_string": date_string}
+    return list(
+        tokenizer.apply_chat_template(
+            _chat(question, system_prompt), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
+        )["input_ids"]
+    )
+
+
+def _chat(question: str, system_prompt: str | None) -> list[dict[str, str]]:
+    system = [] if not system_prompt else [{"role": "system", "content": system_prompt}]
+    return [*system, {"role": "user", "content": question}]
 
 
 def tokenize_conversation(

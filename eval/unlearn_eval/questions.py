@@ -9,7 +9,7 @@ from typing import Any
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from .prompts import TokenizedAnswer, tokenize_open_unlearning, tokenize_question
+from .prompts import TokenizedAnswer, prompt_open_unlearning, tokenize_open_unlearning, tokenize_question
 from .records import LOCAL_SUFFIXES, check_answers, check_columns, is_tokenized_here, load_records, tokenize_record
 
 
@@ -50,6 +50,11 @@ class QuestionSet:
         """All answers to score."""
         return [*self.answers, *(self.paraphrased or []), *(a for group in self.perturbed or [] for a in group)]
 
+    def answers_of(self, index: int) -> list[TokenizedAnswer]:
+        """All answers to score after one question."""
+        right = [some[index] for some in (self.answers, self.paraphrased) if some is not None]
+        return right + (self.perturbed[index] if self.perturbed is not None else [])
+
 
 @dataclass(frozen=True)
 class Template:
@@ -72,6 +77,14 @@ class Template:
         """Tokenise a question with its answer."""
         function = tokenize_open_unlearning if self.compat else tokenize_question
         return function(tokenizer, question, answer, self.system_prompt, self.date_string, self.question_template)
+
+    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str, tokens: TokenizedAnswer) -> list[int]:
+        """What the model continues: what stands before the tokenised answer, but for `compat` the question alone."""
+        if not self.compat:
+            return list(tokens.prompt_ids)
+        return prompt_open_unlearning(
+            tokenizer, question, self.system_prompt, self.date_string, self.question_template
+        )
 
 
 def load_tofu(dataset_name: str, forget_split: str, max_samples: int | None = None) -> dict[str, list[Row]]:
@@ -246,7 +259,7 @@ def _question_answer_set(
         answers=answers,
         paraphrased=all_of("paraphrased_answer"),
         perturbed=perturbed,
-        prompts=[list(answer.prompt_ids) for answer in answers],
+        prompts=[template.prompt(tokenizer, row[key], answer) for row, answer in zip(rows, answers, strict=True)],
         questions=[row[key] for row in rows],
         references=references,
     )
@@ -293,6 +306,10 @@ def _tokenize_numbered(
             ids, start = [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id], 1
         if start >= len(ids):
             raise ValueError("it has no counted token")
+        if "input_ids" in row and -100 in labels[start:]:
+            raise ValueError(
+                "it has tokens that are not counted (-100) after counted ones; make a record of each part"
+            )
         return TokenizedAnswer(list(ids[:start]), list(ids[start:]))
     except ValueError as error:
         raise ValueError(f"Row {index} of the {name} dataset: {error}") from None

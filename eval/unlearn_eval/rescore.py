@@ -208,7 +208,8 @@ def _item_row(log: EvalLog, part: str, metric: Any) -> Row:
     if "prob" in fields:
         return _probability_row(log, part, stored, n)
     scores = item_values(metric, "score", part)
-    mean = float(scores.astype(np.float32).mean()) if part.startswith(MEAN_IN_32_BITS) else mean_over_items(scores)
+    theirs_in_32_bits = METADATA not in log and part.startswith(MEAN_IN_32_BITS)
+    mean = float(scores.astype(np.float32).mean()) if theirs_in_32_bits else mean_over_items(scores)
     return _row(stored, mean, n=n, aggregation="mean over items")
 
 

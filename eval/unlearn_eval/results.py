@@ -88,6 +88,7 @@ class Metadata(TypedDict, total=False):
     forget_split: str  # "forget01", …, or "own data"
     question_key: str
     max_samples: int | None
+    max_new_tokens: int
     num_questions: dict[str, int]  # by question set
     backend: str  # of the generations, or "none"
     score_backend: str

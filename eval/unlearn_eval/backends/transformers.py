@@ -66,7 +66,8 @@ class TransformersBackend:
         batch_size (`int`, *optional*, defaults to `32`):
             Prompts that are continued at once.
         hidden_id (`int`, *optional*):
-            Token that no token may attend to, as [OU]'s padding mask has it: `--compat open_unlearning`.
+            Token that no token may attend to, as [OU]'s padding mask has it: `--compat open_unlearning`. The model's own
+            generation settings then hold but for sampling, as there.
     """
 
     def __init__(
@@ -145,10 +146,16 @@ class TransformersBackend:
         if self.packs is None:
             self.packs = self.causal_lm.config._attn_implementation in ("sdpa", "eager")
         if self.packs:
-            longest = max(several, key=lambda question: len(question.ids))
-            prompt_ids = tuple(longest.ids[: longest.segments.count(0)])
-            packed = dict(self._score_batch([longest]))
-            for answer in answers[prompt_ids][-2:]:
+            # What a window cuts off shows in the longest text; what runs on from answer to answer, in the last one.
+            farthest = max(several, key=lambda question: max(question.positions))
+            prompt_ids = tuple(farthest.ids[: farthest.segments.count(0)])
+            group = answers[prompt_ids]
+            try:
+                packed = dict(self._score_batch([farthest]))
+            except (RuntimeError, ValueError):  # a mask of this shape is nothing to it
+                self.packs = False
+                return False
+            for answer in (max(group, key=lambda answer: len(answer[1])), group[-1]):
                 alone = dict(self._score_batch([Question(list(prompt_ids), [answer])]))[answer[0]]
                 self.packs &= abs(alone.avg_loss - packed[answer[0]].avg_loss) < _PACKING_TOLERANCE
         return self.packs
@@ -203,11 +210,15 @@ class TransformersBackend:
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_ids,
             pad_token_id=self.end_ids[0],
-            # Named, because what is unset here is taken from the model's own settings.
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
         )
-        output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        # What is unset in these is taken from the model's own settings (a repetition penalty, say), if it has any: in [OU]
+        # it is meant to be.
+        own = self.causal_lm.generation_config
+        self.causal_lm.generation_config = GenerationConfig() if self.hidden_id is None else own
+        try:
+            output = self.causal_lm.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        finally:
+            self.causal_lm.generation_config = own
         return output[:, width:].tolist()
 
     def _until_end(self, ids: list[int]) -> list[int]:

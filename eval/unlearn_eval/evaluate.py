@@ -1,2 +1,0 @@
-from .evaluation import *  # noqa
-from .evaluation import evaluate, run
