@@ -63,9 +63,11 @@ def write_data(folder):
         "forget_dataset": tofu_rows(FORGET, FORGET_ANSWERS),
         "retain_dataset": tofu_rows(RETAIN, RETAIN_ANSWERS),
     }
-    for name, some in data.items():
-        (folder / f"{name}.json").write_text(json.dumps(some))
-    return {name: str(folder / f"{name}.json") for name in data}
+    paths = {name: folder / f"{name}.json" for name in data}
+    for name, path in paths.items():
+        if not path.exists():  # of two processes, one must not read what the other is writing
+            path.write_text(json.dumps(data[name]))
+    return {name: str(path) for name, path in paths.items()}
 
 
 def fit(path, pairs, tokenizer):
@@ -446,7 +448,7 @@ def test_two_processes_are_one(tokenizer, target, retain_logs, tmp_path):
     finished = subprocess.run(
         [*command, str(tmp_path), "2"], env=environment, capture_output=True, text=True, timeout=300
     )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.returncode == 0, finished.stderr[-12000:]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1"))
     # Five answers to each question.
     assert [one.pop("scored"), first.pop("scored"), second.pop("scored")] == [55, 30, 25]
