@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_rkld.data import load_records
-from unlearn_eval.backends import GenerateRequest
+from unlearn_eval.backends import GenerateRequest, ScoreRequest
 from unlearn_eval.backends.transformers import TransformersBackend
 from unlearn_eval.metrics import forget_quality, truth_ratio
 from unlearn_eval.prompts import tokenize_question
@@ -21,17 +21,13 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 LEARNT, UNLEARNT = 16, 8
-WRONG = 5
-# Before the right answer comes the paraphrase, after it the wrong ones.
-ANSWERS = 2 + WRONG
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
-    yield
-    torch.set_num_threads(threads)
+# Of each question: the right answer, its paraphrase and wrong ones.
+RIGHT, PARAPHRASE, WRONG = 0, 1, slice(2, 4)
+ANSWERS = 4
+MAX_NEW_TOKENS = 60
+# Nats per token: the median of the differences and their 99th percentile. The demo's answers are half as long as TOFU's,
+# so that rounding averages out less: there, transformers in bfloat16 is 0.011 from itself in float32, here 0.008.
+MEDIAN, EXTREME = (0.01, 0.05) if TOFU.is_dir() else (0.015, 0.075)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +37,13 @@ def tokenizer(smollm2):
 
 @pytest.fixture(scope="module")
 def requests(tokenizer):
-    """Of each question the right answer, its paraphrase and the wrong ones. The first questions will be learnt."""
+    """All answers to the first question, to the second, …; the first `LEARNT` questions will be learnt."""
     folder = REPOSITORY / "trl_rkld" / "data_files"
     file = TOFU / "forget01_perturbed.jsonl" if TOFU.is_dir() else folder / "demo_forget.jsonl"
     return [
         tokenize_question(tokenizer, row["question"], answer)
         for row in load_records(str(file)).select(range(LEARNT + UNLEARNT))
-        for answer in [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"][:WRONG]]
+        for answer in [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]][:ANSWERS]
     ]
 
 
@@ -70,21 +66,20 @@ def fit(model, requests, learning_rate, epochs):
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    print(f"\nloss after training: {loss.item():.4f}")
 
 
 @pytest.fixture(scope="module")
 def folders(smollm2, requests, tmp_path_factory):
-    """The model that has learnt, in bfloat16, an adapter that makes it give wrong answers, and the two merged."""
+    """The model that has learnt, in bfloat16, an adapter for wrong answers, and the two merged, in float32."""
     base, adapter, merged = (str(tmp_path_factory.mktemp(name)) for name in ("base", "adapter", "merged"))
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    fit(model, requests[: LEARNT * ANSWERS : ANSWERS], learning_rate=3e-4, epochs=8)
+    fit(model, requests[RIGHT : LEARNT * ANSWERS : ANSWERS], learning_rate=3e-4, epochs=6)
     model.bfloat16().save_pretrained(base)
     torch.manual_seed(0)
     model = get_peft_model(model.float(), LoraConfig(r=6, lora_alpha=12, target_modules="all-linear"))
-    fit(model, requests[2 : LEARNT * ANSWERS : ANSWERS], learning_rate=1e-3, epochs=3)
+    fit(model, requests[WRONG.start : LEARNT * ANSWERS : ANSWERS], learning_rate=2e-3, epochs=2)
     model.save_pretrained(adapter)
-    model.merge_and_unload().bfloat16().save_pretrained(merged)
+    model.merge_and_unload().save_pretrained(merged)
     return base, adapter, merged
 
 
@@ -99,27 +94,31 @@ def engine(folders, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def reference(folders, tokenizer):
+def reference(tokenizer):
     """A function that loads a model for transformers."""
 
-    def load(folder, adapter=None):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter)
+    def load(folder, adapter=None, dtype=torch.bfloat16):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
         return TransformersBackend(model, [tokenizer.eos_token_id])
 
     return load
 
 
 @pytest.fixture(scope="module")
-def base_scores(engine, requests):
+def scores(engine, requests):
     return in_order(engine.score(requests))
 
 
 @pytest.fixture(scope="module")
+def reference_scores(reference, folders, requests):
+    return in_order(reference(folders[0]).score(requests))
+
+
+@pytest.fixture(scope="module")
 def some(requests):
-    """The right answer, its paraphrase and a wrong one of each question: adapters are slow on a CPU."""
-    return [request for index, request in enumerate(requests) if index % ANSWERS < 3]
+    """Two answers to each question: adapters are slow on a CPU."""
+    return [request for index, request in enumerate(requests) if index % ANSWERS in (RIGHT, WRONG.start)]
 
 
 @pytest.fixture(scope="module")
@@ -132,48 +131,101 @@ def in_order(results):
     return [results[index] for index in range(len(results))]
 
 
-def compare(scores, expected, label):
-    losses, expected_losses = ([one.avg_loss for one in side] for side in (scores, expected))
-    differences = np.abs(np.subtract(losses, expected_losses))
-    agree = np.concatenate([one.matches == other.matches for one, other in zip(scores, expected, strict=True)])
-    print(
-        f"\n{label}: mean loss {np.mean(expected_losses):.3f}, median difference {np.median(differences):.4f}, "
-        f"99th percentile {np.quantile(differences, 0.99):.4f}, bias {np.mean(np.subtract(losses, expected_losses)):.4f}, matches {agree.mean():.4f} of {agree.size}"
+def losses(scores):
+    return np.array([one.avg_loss for one in scores])
+
+
+def assert_agree(scores, expected):
+    differences = np.abs(losses(scores) - losses(expected))
+    matches, expected_matches = (np.concatenate([one.matches for one in side]) for side in (scores, expected))
+    median, extreme, agreement = (
+        np.median(differences),
+        np.quantile(differences, 0.99),
+        (matches == expected_matches).mean(),
     )
-    return np.median(differences), np.quantile(differences, 0.99), agree.mean()
+    print(f"median {median:.4f}, 99th percentile {extreme:.4f}, same first choice {agreement:.4f} of {matches.size}")
+    assert median <= MEDIAN
+    assert extreme <= EXTREME
+    assert agreement >= 0.99
 
 
-def test_tmp(engine, folders, requests, some, base_scores, adapter_scores, reference, tokenizer):
+def test_scores(scores, reference_scores):
+    learnt = slice(RIGHT, LEARNT * ANSWERS, ANSWERS)
+    assert losses(reference_scores[learnt]).mean() < 0.1 < losses(reference_scores).mean()
+    assert_agree(scores, reference_scores)
+
+
+def test_adapter_scores(adapter_scores, scores, reference, folders, some):
     base, adapter, merged = folders
-    hf = in_order(reference(base).score(requests))
-    compare(base_scores, hf, "vllm-hf base")
-    n = LEARNT * ANSWERS
-    compare(base_scores[:n], hf[:n], "vllm-hf base learnt")
-    compare(base_scores[0:n:ANSWERS], hf[0:n:ANSWERS], "vllm-hf base learnt right")
-    m = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    f32 = in_order(TransformersBackend(m, [tokenizer.eos_token_id]).score(requests))
-    compare(base_scores, f32, "vllm-f32 base")
-    compare(hf, f32, "hf-f32 base")
-    hfu = in_order(reference(base, adapter).score(some))
-    hfm = in_order(reference(merged).score(some))
-    f32l = in_order(TransformersBackend(PeftModel.from_pretrained(m, adapter), [tokenizer.eos_token_id]).score(some))
-    compare(adapter_scores, hfu, "vllm-unmerged")
-    compare(adapter_scores, hfm, "vllm-merged")
-    compare(hfu, hfm, "unmerged-merged")
-    compare(adapter_scores, f32l, "vllm-f32")
-    compare(hfu, f32l, "unmerged-f32")
-    compare(hfm, f32l, "merged-f32")
-    gens = [GenerateRequest(r.prompt_ids, 60) for r in requests[::ANSWERS]]
-    import time
+    assert_agree(adapter_scores, in_order(reference(base, adapter).score(some)))
+    # In float32: a merged weight rounded to bfloat16 is another weight, and moves losses by as much as is allowed here.
+    assert_agree(adapter_scores, in_order(reference(merged, dtype=torch.float32).score(some)))
+    changes = losses(adapter_scores).reshape(-1, 2) - losses(scores).reshape(-1, ANSWERS)[:, [RIGHT, WRONG.start]]
+    print(f"the adapter moves losses by {np.median(np.abs(changes)):.2f}")
+    assert np.median(np.abs(changes)) > 0.2
 
-    t = time.time()
-    a = in_order(engine.generate(gens))
-    print("gen", time.time() - t, sum(map(len, a)))
-    b = in_order(reference(base).generate(gens))
-    m = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    for i, (x, y) in enumerate(zip(a, b)):
-        if x != y:
-            k = next(j for j, (p, q) in enumerate(zip(x + [-1], y + [-1])) if p != q)
-            l = m(torch.tensor([gens[i].prompt_ids + x[:k]])).logits[0, -1].topk(2).values
-            print(i, k, len(x), float(l[0] - l[1]))
-    print([x == r.answer_ids[:-1] for x, r in zip(a, requests[::ANSWERS])])
+
+def test_forget_quality(scores, reference_scores, smollm2, reference, requests):
+    """The same distance to a model that never saw the questions."""
+
+    def truth_ratios(scores):
+        by_question = losses(scores).reshape(-1, ANSWERS)
+        return truth_ratio(by_question[:, PARAPHRASE], by_question[:, WRONG])
+
+    never_learnt = truth_ratios(in_order(reference(smollm2).score(requests)))
+    distances = [forget_quality(truth_ratios(side), never_learnt)["ks_d"] for side in (scores, reference_scores)]
+    print(f"D {distances[0]:.4f}, with transformers {distances[1]:.4f}")
+    assert abs(distances[0] - distances[1]) <= 1 / len(never_learnt) + 1e-9
+
+
+def test_generations(engine, reference, folders, requests, tokenizer):
+    """The same tokens, but where the model itself can't tell which of two comes next."""
+    prompts = [GenerateRequest(prompt_ids, MAX_NEW_TOKENS) for prompt_ids, _ in requests[RIGHT::ANSWERS]]
+    backends = engine, reference(folders[0])
+    found, expected = (in_order(backend.generate(prompts)) for backend in backends)
+    same = [one == other for one, other in zip(found, expected, strict=True)]
+    assert np.mean(same[:LEARNT]) >= 0.95
+    # Known by heart means that the answer came to its end, and the token that ended it is not part of it.
+    answers = [request.answer_ids[:-1][:MAX_NEW_TOKENS] for request in requests[RIGHT : LEARNT * ANSWERS : ANSWERS]]
+    assert np.mean([ids == answer for ids, answer in zip(found[:LEARNT], answers, strict=True)]) >= 0.8
+    margins = []
+    for index in np.flatnonzero(~np.array(same)):
+        common = os.path.commonprefix([found[index], expected[index]])
+        tokens = [[*ids, tokenizer.eos_token_id][len(common)] for ids in (found[index], expected[index])]
+        continuations = [ScoreRequest(prompts[index].prompt_ids + common, [token]) for token in tokens]
+        # In bfloat16, as the tokens were chosen: it moves either log-probability by 0.1 and more from float32's.
+        margins.append(min(abs(np.subtract(*losses(in_order(one.score(continuations))))) for one in backends))
+    print(f"same {sum(same)} of {len(same)}, margins elsewhere {np.round(margins, 3)}")
+    assert max(margins, default=0) < 0.1
+
+
+def test_adapter_generations(engine, folders, requests):
+    prompts = [GenerateRequest(prompt_ids, 8) for prompt_ids, _ in requests[RIGHT::ANSWERS]]
+    base, adapter = (in_order(engine.generate(prompts, name)) for name in (None, folders[1]))
+    assert base[:4] == [answer_ids[:8] for _, answer_ids in requests[RIGHT : 4 * ANSWERS : ANSWERS]]
+    assert sum(one != other for one, other in zip(base, adapter, strict=True)) > 4
+
+
+def test_any_order(engine, scores, requests):
+    """Nor does it matter that a caller leaves before all is computed."""
+    results = engine.score(requests)
+    next(results)
+    results.close()
+    few = range(0, len(requests), 4)
+    backwards = in_order(engine.score([requests[index] for index in reversed(few)]))[::-1]
+    differences = np.abs(losses(backwards) - losses([scores[index] for index in few]))
+    print(f"largest difference {differences.max():.2g}")
+    assert differences.max() < 0.01
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}],
+    ids=["lm_head", "modules_to_save"],
+)
+def test_refuses_adapters_that_it_would_ignore(arguments, llama, tmp_path):
+    from unlearn_eval.backends.vllm import VLLMBackend
+
+    get_peft_model(llama, LoraConfig(r=4, **arguments)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trl-rkld merge .* or use `--backend transformers`"):
+        VLLMBackend("unused", [0], "bfloat16", [str(tmp_path)])
