@@ -30,7 +30,7 @@ ARCHITECTURES = {
     "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}, True),  # learned positions
     "gpt_neox": ("gpt_neox", SMALL, True),
     "phi": ("phi", SMALL, True),  # head with a bias
-    "gemma2": ("gemma2", GROUPED | {"head_dim": 8, "final_logit_softcapping": 2.0}, True),
+    "gemma2": ("gemma2", GROUPED | {"head_dim": 8, "final_logit_softcapping": 2.0}, False),
     "cohere": ("cohere", GROUPED | {"logit_scale": 0.25}, True),
     "granite": ("granite", GROUPED | {"logits_scaling": 4.0}, True),
     "gemma2, window": ("gemma2", GROUPED | WINDOW | {"head_dim": 8}, False),

@@ -6,8 +6,9 @@ Time of the TOFU evaluation of forget10, against the reference's way of doing it
 
 The reference's way is written out below: open-unlearning's default suite (commit d3d7cf9), one metric after another, 32
 items a batch, padded, each answer a sequence of its own with all its logits, in the same dtype and with the same attention.
-Its per-item numbers are held against compat mode's, or the comparison would mean nothing. A random tenth of each question
-set by default, `--full` for all.
+Its per-item numbers are held against compat mode's, or the comparison would mean nothing: in bfloat16 they agree but for
+rounding, which also turns some generations at words that the model is undecided about; in float32 tests/test_compat.py finds
+them equal. A random tenth of each question set by default, `--full` for all.
 
 Keys of the JSON line:
     scoring_speedup          seconds of the reference's scoring over ours, with the faster backend
@@ -318,7 +319,7 @@ def main() -> int:
     measured += [(key, "ratio", result[key]) for key in (*TARGETS, "generation_speedup")]
     measured += [("match", key, value) for key, value in match.items()]
     finish("eval_speed", measured, result, settings, machine_facts(), args.csv)
-    if match["median_avg_loss"] > TOLERANCE or match["equal_generations"] < 0.9:
+    if match["median_avg_loss"] > TOLERANCE or match["largest_extraction_strength"] > 0:
         print("The reference as written here and compat mode disagree: the comparison means nothing.", file=sys.stderr)
         return 1
     return 0

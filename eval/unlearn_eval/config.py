@@ -76,7 +76,7 @@ class EvalConfig:
         batch_size (`int`, *optional*, defaults to `32`):
             Prompts that the transformers backend continues at once.
         batch_tokens (`int`, *optional*):
-            Tokens that the transformers backend scores at once. Defaults to 1024 on a CPU and 8192 elsewhere.
+            Tokens that the transformers backend scores at once. Defaults to 2048 on a CPU and 8192 elsewhere.
         seed (`int`, *optional*, defaults to `0`):
             Seed. Scoring and greedy decoding draw nothing at random.
         tensor_parallel_size, data_parallel_size (`int`, *optional*, defaults to `1`):
@@ -163,7 +163,7 @@ class EvalConfig:
     batch_size: int = field(default=32, metadata={"help": "Prompts that the transformers backend continues at once."})
     batch_tokens: int | None = field(
         default=None,
-        metadata={"help": "Tokens that the transformers backend scores at once (1024 on a CPU, 8192 elsewhere)."},
+        metadata={"help": "Tokens that the transformers backend scores at once (2048 on a CPU, 8192 elsewhere)."},
     )
     seed: int = field(default=0, metadata={"help": "Seed."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "Passed to vLLM."})

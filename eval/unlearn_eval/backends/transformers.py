@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..lm_head import head_logits
 from . import AnswerScores, GenerateRequest, ScoreRequest
+from .shared_prompt import layout, shared_prompt_attention
 
 
-# Numbers in one block of float32 logits: 2²⁶ are 256 MiB.
-_LOGITS_BLOCK = 2**26
+# Numbers in one block of float32 logits: 2²⁷ are 512 MiB.
+_LOGITS_BLOCK = 2**27
 # On a CPU, what is computed from them is several times faster in blocks that fit its cache: 4 MiB.
 _CACHE_BLOCK = 2**20
 
@@ -22,34 +24,15 @@ _CACHE_BLOCK = 2**20
 _PACKING_TOLERANCE = 0.05
 
 
-class Question:
-    """
-    A prompt with all the answers to score after it, laid out as one sequence.
+class Question(NamedTuple):
+    """A prompt with answers to score after it, each with the index of its request."""
 
-    The prompt stands once, the answers after it one by one. Each token sees the prompt and its own answer, and has the
-    position that it would have had alone. The last token of an answer is not among the inputs: nothing follows it.
+    prompt_ids: list[int]
+    answers: list[tuple[int, list[int]]]
 
-    Args:
-        prompt_ids (`list[int]`):
-            The prompt.
-        answers (`list[tuple[int, list[int]]]`):
-            The answers, each with the index of its request.
-    """
-
-    def __init__(self, prompt_ids: list[int], answers: list[tuple[int, list[int]]]):
-        start = len(prompt_ids)
-        self.ids, self.segments, self.positions = list(prompt_ids), [0] * start, list(range(start))
-        self.indices = [index for index, _ in answers]
-        self.lengths = [len(ids) for _, ids in answers]
-        self.labels: list[int] = []
-        self.sources: list[int] = []  # where the hidden state lies that predicts each label
-        for segment, (_, ids) in enumerate(answers, start=1):
-            inputs = ids[:-1]
-            self.sources += [start - 1, *range(len(self.ids), len(self.ids) + len(inputs))]
-            self.labels += ids
-            self.ids += inputs
-            self.segments += [segment] * len(inputs)
-            self.positions += range(start, start + len(inputs))
+    def __len__(self) -> int:
+        # The last token of an answer is not among the inputs: nothing follows it.
+        return len(self.prompt_ids) + sum(len(ids) - 1 for _, ids in self.answers)
 
 
 class TransformersBackend:
@@ -81,14 +64,19 @@ class TransformersBackend:
         self.model, self.end_ids, self.hidden_id = model, list(end_ids), hidden_id
         self.batch_tokens, self.batch_size = batch_tokens, batch_size
         self.causal_lm = model if isinstance(model, PreTrainedModel) else model.get_base_model()
-        self.packs: bool | None = None  # whether the model takes a mask of its own, see `_can_pack`
+        self.packs: bool | None = None  # whether questions can be packed, see `_can_pack`
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return self.causal_lm.get_input_embeddings().weight.device
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, AnswerScores]]:
         """
         Score answers, the longest question first.
 
-        The answers to one prompt share its computation (see [`Question`]), wherever the model takes such a mask; logits
+        The answers to one prompt share its computation, wherever the model can be made to attend so; logits
         and log-softmax are computed in float32, for counted tokens only.
 
         Args:
@@ -103,9 +91,15 @@ class TransformersBackend:
         for index, (prompt_ids, answer_ids) in enumerate(requests):
             answers.setdefault(tuple(prompt_ids), []).append((index, answer_ids))
         with evaluating(self.model):
-            questions = self._questions(answers)
+            questions = [Question(list(prompt_ids), group) for prompt_ids, group in answers.items()]
+            if self._can_pack(questions):
+                score = self._score_packed
+            else:
+                questions = [Question(one.prompt_ids, [answer]) for one in questions for answer in one.answers]
+                score = self._score_rows
+            questions.sort(key=len, reverse=True)
             for batch in _by_tokens(questions, self.batch_tokens):
-                yield from self._score_batch(batch)
+                yield from score(batch)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, list[int]]]:
@@ -132,78 +126,103 @@ class TransformersBackend:
                 ):
                     yield i, self._until_end(ids[:limit])
 
-    def _questions(self, answers: dict[tuple[int, ...], list[tuple[int, list[int]]]]) -> list[Question]:
-        together = [Question(list(prompt_ids), group) for prompt_ids, group in answers.items()]
-        several = [question for question in together if len(question.indices) > 1]
-        if several and self._can_pack(several, answers):
-            questions = together
-        else:
-            questions = [Question(list(ids), [answer]) for ids, group in answers.items() for answer in group]
-        return sorted(questions, key=lambda question: len(question.ids), reverse=True)
-
-    def _can_pack(self, several: list[Question], answers: dict) -> bool:
+    def _can_pack(self, questions: list[Question]) -> bool:
         """Whether a packed question scores as its answers do alone; else (sliding windows, recurrences) none is packed."""
-        if self.packs is None:
-            self.packs = self.causal_lm.config._attn_implementation in ("sdpa", "eager")
-        if self.packs:
-            # What a window cuts off shows in the longest text; what runs on from answer to answer, in the last one.
-            farthest = max(several, key=lambda question: max(question.positions))
-            prompt_ids = tuple(farthest.ids[: farthest.segments.count(0)])
-            group = answers[prompt_ids]
-            try:
-                packed = dict(self._score_batch([farthest]))
-            except (RuntimeError, ValueError):  # a mask of this shape is nothing to it
-                self.packs = False
-                return False
-            for answer in (max(group, key=lambda answer: len(answer[1])), group[-1]):
-                alone = dict(self._score_batch([Question(list(prompt_ids), [answer])]))[answer[0]]
-                self.packs &= abs(alone.avg_loss - packed[answer[0]].avg_loss) < _PACKING_TOLERANCE
+        several = [question for question in questions if len(question.answers) > 1]
+        if not several or self.packs is False:
+            return False
+        # What a window cuts off shows in the longest text; what runs on from answer to answer, in the last one.
+        farthest = max(several, key=lambda one: len(one.prompt_ids) + max(len(ids) for _, ids in one.answers))
+        try:
+            packed = dict(self._score_packed([farthest]))
+        except (RuntimeError, TypeError, ValueError):  # the model does not know such attention
+            self.packs = False
+            return False
+        longest = max(farthest.answers, key=lambda answer: len(answer[1]))
+        alone = dict(
+            self._score_rows([Question(farthest.prompt_ids, [one]) for one in (longest, farthest.answers[-1])])
+        )
+        self.packs = all(abs(alone[i].avg_loss - packed[i].avg_loss) < _PACKING_TOLERANCE for i in alone)
         return self.packs
 
-    def _score_batch(self, questions: list[Question]) -> Iterator[tuple[int, AnswerScores]]:
-        device = self.causal_lm.get_input_embeddings().weight.device
-        width = max(len(question.ids) for question in questions)
+    def _score_packed(self, questions: list[Question]) -> Iterator[tuple[int, AnswerScores]]:
+        """All questions in one row, the prompts once."""
+        ids, positions, stretches, sources = [], [], [], []
+        for prompt_ids, answers in questions:
+            prompt = range(len(ids), len(ids) + len(prompt_ids))
+            stretches.append((range(0), prompt))
+            ids += prompt_ids
+            positions += range(len(prompt_ids))
+            for _, answer_ids in answers:
+                own = range(len(ids), len(ids) + len(answer_ids) - 1)
+                stretches.append((prompt, own))
+                sources += [prompt[-1], *own]
+                ids += answer_ids[:-1]
+                positions += range(len(prompt_ids), len(prompt_ids) + len(own))
+        row = torch.tensor(ids, device=self.device)
+        shared = layout(stretches, self._visible(row), self.causal_lm.dtype, max(positions))
+        with shared_prompt_attention(self.causal_lm):
+            outputs = self.causal_lm.base_model(
+                input_ids=row[None],
+                attention_mask=None,
+                position_ids=torch.tensor([positions], device=self.device),
+                use_cache=False,
+                shared_prompt=shared,
+            )
+        yield from self._answers(questions, outputs.last_hidden_state[0], sources)
 
-        def padded(rows: list[list[int]], value: int) -> torch.Tensor:
-            return torch.tensor([row + [value] * (width - len(row)) for row in rows], device=device)
-
-        ids = padded([question.ids for question in questions], self.end_ids[0])
-        segments = padded([question.segments for question in questions], -1)
+    def _score_rows(self, questions: list[Question]) -> Iterator[tuple[int, AnswerScores]]:
+        """Questions of one answer each, padded to the right."""
+        rows = [[*prompt_ids, *ids[:-1]] for prompt_ids, [(_, ids)] in questions]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [self.end_ids[0]] * (width - len(row)) for row in rows], device=self.device)
+        real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
         outputs = self.causal_lm.base_model(
             input_ids=ids,
-            attention_mask=self._mask(ids, segments),
-            position_ids=padded([question.positions for question in questions], 0),
+            attention_mask=real * self._visible(ids),
+            position_ids=torch.arange(width, device=self.device).expand(len(rows), -1),
             use_cache=False,
         )
-        rows = torch.tensor([row for row, question in enumerate(questions) for _ in question.sources])
-        columns = torch.tensor([source for question in questions for source in question.sources])
-        hidden_states = outputs.last_hidden_state
-        hidden_states = hidden_states[rows.to(hidden_states.device), columns.to(hidden_states.device)]
-        labels = torch.tensor([label for question in questions for label in question.labels])
-        scores = _token_scores(self.causal_lm, hidden_states, labels.to(hidden_states.device))
-        lengths = [length for question in questions for length in question.lengths]
-        ends = np.cumsum(lengths)
-        indices = [index for question in questions for index in question.indices]
-        for index, start, end in zip(indices, ends - lengths, ends, strict=True):
-            yield index, AnswerScores(*(values[start:end] for values in scores))
+        sources = [
+            row * width + column
+            for row, (prompt_ids, [(_, ids)]) in enumerate(questions)
+            for column in range(len(prompt_ids) - 1, len(prompt_ids) - 1 + len(ids))
+        ]
+        yield from self._answers(questions, outputs.last_hidden_state.flatten(0, 1), sources)
 
-    def _mask(self, ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        """Of shape `(batch, length)`, or, where several answers share a prompt, `(batch, 1, length, length)`, additive."""
-        visible = ids != self.hidden_id if self.hidden_id is not None else torch.ones_like(ids, dtype=torch.bool)
-        if int(segments.max()) <= 1:
-            return (visible & (segments >= 0)).long()
-        query, key = segments[:, :, None], segments[:, None, :]
-        allowed = ((key == 0) | (key == query)) & visible[:, None, :]
-        allowed &= torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
-        dtype = self.causal_lm.dtype
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=ids.device)
-        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    def _answers(
+        self, questions: list[Question], hidden_states: torch.Tensor, sources: list[int]
+    ) -> Iterator[tuple[int, AnswerScores]]:
+        """Scores of the answers from hidden states of shape `(tokens, hidden_size)`; `sources` predict their tokens."""
+        answers = [answer for question in questions for answer in question.answers]
+        labels = torch.tensor([token for _, ids in answers for token in ids], device=hidden_states.device)
+        scores = self._token_scores(hidden_states[sources], labels)
+        start = 0
+        for index, ids in answers:
+            yield index, AnswerScores(*(values[start : start + len(ids)] for values in scores))
+            start += len(ids)
+
+    def _token_scores(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> list[np.ndarray]:
+        """Log-probability, first choice or not, mean and variance of the log-probabilities, for each counted token."""
+        vocab_size = self.causal_lm.get_output_embeddings().weight.shape[0]
+        parts = []
+        for rows, row_labels in _split(_LOGITS_BLOCK // vocab_size, hidden_states, labels):
+            logits = head_logits(self.causal_lm, rows)
+            block = (_CACHE_BLOCK if logits.device.type == "cpu" else _LOGITS_BLOCK) // vocab_size
+            parts += [_statistics(*part) for part in _split(block, logits, row_labels.to(logits.device))]
+        return [torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True)]
+
+    def _visible(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which tokens may be attended to."""
+        return torch.ones_like(ids, dtype=torch.bool) if self.hidden_id is None else ids != self.hidden_id
 
     def _continue(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        device = self.causal_lm.get_input_embeddings().weight.device
         width = max(map(len, prompts))
-        ids = torch.tensor([[self.end_ids[0]] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        pads = [width - len(prompt) for prompt in prompts]
+        ids = torch.tensor(
+            [[self.end_ids[0]] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)], device=self.device
+        )
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=self.device)
         settings = GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -241,20 +260,9 @@ def _by_tokens(questions: list[Question], batch_tokens: int) -> Iterator[list[Qu
     """Batches of questions, sorted by length, that have at most `batch_tokens` tokens when padded to the longest."""
     start = 0
     while start < len(questions):
-        size = max(1, batch_tokens // len(questions[start].ids))
+        size = max(1, batch_tokens // len(questions[start]))
         yield questions[start : start + size]
         start += size
-
-
-def _token_scores(causal_lm: nn.Module, hidden_states: torch.Tensor, labels: torch.Tensor) -> list[np.ndarray]:
-    """Log-probability, first choice or not, mean and variance of the log-probabilities, for each counted token."""
-    vocab_size = causal_lm.config.get_text_config().vocab_size
-    parts = []
-    for rows, row_labels in _split(_LOGITS_BLOCK // vocab_size, hidden_states, labels):
-        logits = head_logits(causal_lm, rows)
-        block = (_CACHE_BLOCK if logits.device.type == "cpu" else _LOGITS_BLOCK) // vocab_size
-        parts += [_statistics(*part) for part in _split(block, logits, row_labels.to(logits.device))]
-    return [torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True)]
 
 
 def _split(size: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -266,4 +274,9 @@ def _statistics(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
     probs = log_probs.exp()
     means = torch.linalg.vecdot(probs, log_probs)
     variances = torch.linalg.vecdot(probs.mul_(log_probs), log_probs) - means**2
-    return log_probs.gather(1, labels[:, None])[:, 0], logits.argmax(-1) == labels, means, variances
+    return (
+        log_probs.gather(1, labels[:, None])[:, 0],
+        logits.gather(1, labels[:, None])[:, 0] == logits.amax(-1),
+        means,
+        variances,
+    )
