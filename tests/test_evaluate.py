@@ -629,7 +629,7 @@ def journal_lines(folder):
     return path, path.read_bytes().splitlines(keepends=True)
 
 
-@pytest.mark.parametrize(("moment", "times"), [("_score_batch", 8), ("_continue", 2)])
+@pytest.mark.parametrize(("moment", "times"), [("_score_packed", 8), ("_continue", 2)])
 def test_a_killed_run_goes_on(moment, times, target, settings, tmp_path, monkeypatch):
     """After SIGKILL nothing is lost but the batch in flight, and nothing is computed twice."""
     settings |= {"batch_tokens": 300, "batch_size": 4}
