@@ -259,6 +259,7 @@ def servable_base(checkpoint: Checkpoint, config: EvalConfig) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="trl_rkld_") as folder:  # mode 0700
         load_base(checkpoint, config).dequantize().to(torch.bfloat16).save_pretrained(folder)
+        free_memory()
         yield Path(folder)
 
 

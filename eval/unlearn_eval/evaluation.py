@@ -13,6 +13,7 @@ from .backends import ScoreRequest
 from .canary import check_adapter, check_agreement, choose
 from .checkpoints import Checkpoint, resolve_checkpoint, transformers_backends, vllm_backends
 from .config import EvalConfig
+from .fingerprint import hash_json
 from .job import Job
 from .journal import decode_scores, encode_scores, score_key
 from .questions import load_tofu
@@ -51,7 +52,7 @@ def evaluate(model_name_or_path: str | Sequence[str], **settings: Any) -> EvalLo
     Raises:
         [`ValueError`]: If settings, data or logs don't fit together, before any model is loaded. Nothing is overwritten.
         [`ValueError`]: Later, if vLLM and transformers disagree about a model, or a model answers nothing at all. What was
-            computed is kept, and the results of the other models are written.
+            computed is kept for the next start.
     """
     single = isinstance(model_name_or_path, str)
     names = [model_name_or_path] if single else list(model_name_or_path)
@@ -78,7 +79,8 @@ def run(config: EvalConfig) -> list[EvalLog]:
     names = [*config.model_name_or_path, *([] if config.compare_to is None else [config.compare_to])]
     checkpoints = [resolve_checkpoint(name, config) for name in names]
     folders = result_folders([checkpoint.name for checkpoint in checkpoints], config)
-    jobs = [Job(checkpoint, rows, config) for checkpoint in checkpoints]
+    retain_hash = None if retain_log is None else hash_json(retain_log)
+    jobs = [Job(checkpoint, rows, config, retain_hash) for checkpoint in checkpoints]
     for job, folder in zip(jobs, folders, strict=True):
         check_output(job, folder, config.overwrite)
     try:
@@ -151,6 +153,9 @@ def check_retain_log(config: EvalConfig, forget_rows: Sequence[Mapping[str, Any]
     scored = "perturbed_answer" not in forget_rows[0] and has_items(retain_log, "forget_Q_A_Prob")
     n = len(retain_log["forget_Q_A_Prob"]["value_by_index"]) if scored else forget_length(retain_log, "`retain_logs`")
     validate_same_questions(len(forget_rows), n, ours, references)
+    whole = all(row.get("answer", True) for row in forget_rows)  # else the row is named later
+    if whole and metadata.get("hashes", {}).get("forget_set") not in (None, hash_json([*map(dict, forget_rows)])):
+        raise ValueError("`retain_logs` is of other questions: evaluate the retain-only model on the same forget set.")
 
 
 def result_folders(names: Sequence[str], config: EvalConfig) -> list[Path]:
@@ -184,6 +189,9 @@ def check_output(job: Job, folder: Path, overwrite: bool) -> None:
     if overwrite or not path.is_file():
         return
     theirs, ours = read_json(path).get(METADATA, {}), job.metadata()
+    # A retain-only model's log may be added to a result, not taken away or exchanged.
+    if theirs.get("hashes", {}).get("retain_log") is None:
+        ours["hashes"].pop("retain_log", None)
     different = [name for name, value in ours.items() if theirs.get(name) != value]
     if different:
         raise ValueError(
@@ -232,7 +240,7 @@ def open_backends(name: str, jobs: Sequence[Job], config: EvalConfig) -> Iterato
         with transformers_backends(checkpoints, config, end_ids, jobs[0].hidden_id) as activate:
             yield activate
     else:
-        longest = max(job.longest for job in jobs) + config.max_new_tokens
+        longest = max(job.longest for job in jobs) + max(1, config.max_new_tokens)  # vLLM always adds a token
         with vllm_backends(checkpoints, config, end_ids, longest) as activate:
             yield activate
 
@@ -282,14 +290,16 @@ def finish_all(jobs: Sequence[Job], folders: Sequence[Path], retain_log: EvalLog
         except ValueError as error:
             failures.append(error)
     if failures:
-        raise failures[0]
+        raise ValueError(" ".join(str(failure) for failure in failures))
     return logs
 
 
 def finish(job: Job, folder: Path, retain_log: EvalLog | None) -> EvalLog:
     """Build the log of a checkpoint, say what is odd about it, and write it."""
     empty = [name for name in job.sets if job.empty_generations(name)]
-    if empty and len(empty) == sum(name != "holdout" for name in job.sets):
+    # An unlearned model may have nothing to say of what it forgot; one that says nothing of anything is asked wrongly.
+    others = [name for name in job.sets if name not in ("forget", "holdout")]
+    if others and set(others) <= set(empty):
         raise ValueError(
             f"{job.checkpoint.name} answers every question with nothing: are chat template and `system_prompt` those of its "
             "training? To evaluate it without ROUGE set `max_new_tokens=0`."

@@ -36,10 +36,18 @@ class Job:
             Rows by question set.
         config ([`EvalConfig`]):
             Configuration.
+        retain_hash (`str`, *optional*):
+            SHA-256 of the retain-only model's log.
     """
 
-    def __init__(self, checkpoint: Checkpoint, rows: Mapping[str, Sequence[Mapping[str, Any]]], config: EvalConfig):
-        self.checkpoint, self.config = checkpoint, config
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        rows: Mapping[str, Sequence[Mapping[str, Any]]],
+        config: EvalConfig,
+        retain_hash: str | None = None,
+    ):
+        self.checkpoint, self.config, self.retain_hash = checkpoint, config, retain_hash
         self.tokenizer = tokenizer = checkpoint.tokenizer(config.trust_remote_code)
         self.sets: dict[str, QuestionSet] = {}
         for name, some in rows.items():
@@ -54,6 +62,7 @@ class Job:
         self.longest = max(len(p) + len(a) for one in self.sets.values() for p, a in one.requests())
         self._check_length()
         self.data_hash = hash_json([[name, [*map(dict, some)]] for name, some in rows.items()])
+        self.forget_hash = hash_json([*map(dict, rows["forget"])])
         self.template_hash = hash_json([tokenizer.chat_template, repr(config.template)])
         self._journals: dict[str, Journal] = {}
 
@@ -88,8 +97,16 @@ class Job:
             dtype=checkpoint.dtype,
             quantization=None if quantization is None else quantization["bnb_4bit_quant_type"],
             seeds={"seed": config.seed},
-            hashes={**checkpoint.hashes, "data": self.data_hash, "template": self.template_hash},
+            log_texts=config.log_texts,
+            hashes={
+                **checkpoint.hashes,
+                "data": self.data_hash,
+                "forget_set": self.forget_hash,
+                "template": self.template_hash,
+            },
         )
+        if self.retain_hash is not None:
+            metadata["hashes"]["retain_log"] = self.retain_hash
         if checkpoint.adapter is not None:
             metadata["adapter_of"] = checkpoint.base.name
         return metadata

@@ -77,7 +77,9 @@ def generation_key(request: GenerateRequest, reference: str, log_texts: bool) ->
 
 
 def encode_scores(scores: AnswerScores) -> dict[str, str]:
-    """Scores as JSON: the bytes of the arrays, so that nothing is rounded."""
+    """Scores as JSON: the bytes of the arrays, so that nothing is rounded. Not what is not a number: it would stay."""
+    if not np.isfinite(scores.logprobs).all():
+        raise ValueError("An answer's log-probabilities are not finite: check the weights, or use `dtype=float32`.")
     return {
         name: base64.b64encode(np.ascontiguousarray(values)).decode()
         for name, values in scores._asdict().items()

@@ -93,12 +93,13 @@ class Metadata(TypedDict, total=False):
     backend: str  # of the generations, or "none"
     score_backend: str
     compat: str | None
+    log_texts: bool
     dtype: str
     quantization: str | None  # "nf4", …
     date: str  # ISO 8601, UTC
     versions: dict[str, str]
     seeds: dict[str, int]
-    hashes: dict[str, str]  # SHA-256 of "weights" (and "adapter"), "data" and "template"
+    hashes: dict[str, str]  # SHA-256 of "weights" (and "adapter"), "data", "forget_set", "template", "retain_log"
 
 
 EvalLog = dict[str, Metric | ForgetQualityMetric | MiaMetric | Metadata]

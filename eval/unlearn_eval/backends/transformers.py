@@ -135,6 +135,8 @@ class TransformersBackend:
         farthest = max(several, key=lambda one: len(one.prompt_ids) + max(len(ids) for _, ids in one.answers))
         try:
             packed = dict(self._score_packed([farthest]))
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, ValueError):  # the model does not know such attention
             self.packs = False
             return False
