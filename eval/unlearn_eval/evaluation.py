@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def run(config: EvalConfig) -> list[EvalLog]:
         `list[EvalLog]`:
             A log for each `model_name_or_path`.
     """
+    for package in ("rouge_score", "scipy"):  # now, not after the scoring
+        if find_spec(package) is None:
+            raise ValueError(f"`{package}` is not installed, which the metrics need: `pip install 'trl-rkld[eval]'`.")
     retain_log = None if config.retain_logs is None else read_log(config.retain_logs)
     rows = load_rows(config)
     if retain_log is not None:
