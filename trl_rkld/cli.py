@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .methods import METHODS
 from .recipes_index import list_recipes, recipe_path, run_recipes
 
 
-TRAINING_COMMANDS = {
-    "rkld": "unlearn by reverse-KL distillation",
+TRAINING_COMMANDS = {method: text for method, (_, text) in METHODS.items()} | {
     "finetune": "fine-tune a model on the records (to try unlearning out)",
 }
 COMMANDS = {
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         if command == "recipes":
             return run_recipes(arguments)
         if command in COMMANDS:
-            return importlib.import_module(f".scripts.{command}", __package__).run(arguments)
+            return importlib.import_module(f".scripts.{command.replace('-', '_')}", __package__).run(arguments)
     except (ValueError, OSError) as error:
         print(f"trl-rkld {command}: {error}", file=sys.stderr)
         return 2
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {text}" for name, text in (TRAINING_COMMANDS | COMMANDS).items()]
+    lines = [f"  {name:<11} {text}" for name, text in (TRAINING_COMMANDS | COMMANDS).items()]
     return "usage: trl-rkld <command> [--help] [arguments]\n\ncommands:\n" + "\n".join(lines)
 
 
@@ -65,8 +65,10 @@ def _launch(command: str, arguments: list[str]) -> int:
     from trl.cli.commands.training import _subtract_subsequence
 
     arguments = _resolve_recipe(arguments)
-    module = importlib.import_module(f".scripts.{command}", __package__)
-    parser = module.make_parser(prog=f"trl-rkld {command}")
+    # One script serves all methods, and is told which.
+    script, first = ("unlearn", [command]) if command in METHODS else (command, [])
+    module = importlib.import_module(f".scripts.{script}", __package__)
+    parser = module.make_parser(*first, prog=f"trl-rkld {command}")
     *_, unknown_keys, launch_arguments = parser.parse_args_and_config(
         arguments, return_remaining_strings=True, separate_remaining_strings=True
     )
@@ -78,7 +80,7 @@ def _launch(command: str, arguments: list[str]) -> int:
             "--num_processes, go on the command line."
         )
     script_arguments = _subtract_subsequence(arguments, launch_arguments)
-    launch = resolve_accelerate_config_argument(launch_arguments) + [module.__file__, *script_arguments]
+    launch = resolve_accelerate_config_argument(launch_arguments) + [module.__file__, *first, *script_arguments]
     try:
         launch_command(launch_command_parser().parse_args(launch))
     except subprocess.CalledProcessError as error:  # the script has said why

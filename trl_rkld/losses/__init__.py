@@ -2,8 +2,9 @@
 
 from unlearn_eval.lm_head import LMHead, lm_head_of
 
-from .chunked import HeadInput, TokenLosses, chunked_divergence, chunked_nll
+from .chunked import HeadInput, TokenLosses, chunked_divergence, chunked_nll, label_log_probs, teacher_labels
 from .divergence import dense_divergence, unlearning_teacher_logits
+from .preference import npo_losses, simnpo_losses
 
 
 __all__ = [
@@ -13,6 +14,10 @@ __all__ = [
     "chunked_divergence",
     "chunked_nll",
     "dense_divergence",
+    "label_log_probs",
     "lm_head_of",
+    "npo_losses",
+    "simnpo_losses",
+    "teacher_labels",
     "unlearning_teacher_logits",
 ]

@@ -7,7 +7,7 @@ of its logits, which is multiplied into the gradients of the hidden states and o
 recomputed in the backward pass, and nothing but those two gradients is kept for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,27 +46,37 @@ class TokenLosses(NamedTuple):
     teacher_entropy: torch.Tensor
     teacher_gap: torch.Tensor
 
+    @classmethod
+    def without_teacher(cls, loss: torch.Tensor, label_log_probs: torch.Tensor) -> "TokenLosses":
+        """Result of a loss that has no teacher."""
+        log_probs = label_log_probs.detach()
+        return cls(loss, log_probs, torch.zeros_like(log_probs), torch.zeros_like(log_probs))
 
-def chunked_nll(student: HeadInput, labels: torch.Tensor) -> TokenLosses:
+
+def chunked_nll(student: HeadInput, labels: torch.Tensor, targets: torch.Tensor | None = None) -> TokenLosses:
     """
-    Negative log-likelihood of the labels, summed over the tokens.
+    Negative log-likelihood of the labels, or of other targets, summed over the tokens.
 
     Args:
         student ([`HeadInput`]):
             Hidden states and head of the model being trained.
         labels (`torch.Tensor`):
             Token ids of shape `(num_tokens,)`.
+        targets (`torch.Tensor`, *optional*):
+            Token ids of the same shape whose likelihood is the loss. If `None`, the labels.
 
     Returns:
         [`TokenLosses`]:
             Sum in nats, and the labels' log-probabilities.
     """
 
+    targets = labels if targets is None else targets
+
     def score(log_probs: torch.Tensor, rows: slice):
-        targets = labels[rows, None].to(log_probs.device)
-        losses = -log_probs.gather(-1, targets).squeeze(-1)
+        tokens = targets[rows, None].to(log_probs.device)
+        losses = -log_probs.gather(-1, tokens).squeeze(-1)
         grad = log_probs.exp_()
-        grad.scatter_add_(-1, targets, grad.new_full((grad.shape[0], 1), -1.0))
+        grad.scatter_add_(-1, tokens, grad.new_full((grad.shape[0], 1), -1.0))
         zeros = torch.zeros_like(losses)
         return losses, grad, zeros, zeros
 
@@ -80,6 +90,7 @@ def chunked_divergence(
     labels: torch.Tensor,
     alpha: float,
     beta: float = 1.0,
+    label_penalty: float = 0.0,
 ) -> TokenLosses:
     """
     Divergence from the unlearning teacher, summed over the tokens. The same numbers as
@@ -101,6 +112,8 @@ def chunked_divergence(
             Strength of the subtraction, see [`~trl_rkld.losses.unlearning_teacher_logits`].
         beta (`float`, *optional*, defaults to `1.0`):
             `1.0` for the reverse KL `KL(student ‖ teacher)`, `0.0` for the forward KL `KL(teacher ‖ student)`.
+        label_penalty (`float`, *optional*, defaults to `0.0`):
+            Taken away from the teacher's logit of each label, too.
 
     Returns:
         [`TokenLosses`]:
@@ -110,7 +123,11 @@ def chunked_divergence(
         raise ValueError(f"`beta` must be 1.0 (reverse KL) or 0.0 (forward KL), got {beta}.")
 
     def score(student_log_probs: torch.Tensor, rows: slice):
-        teacher, gap = _teacher_log_probs(original, augmented, alpha, rows)
+        teacher, gap = _teacher_logits(original, augmented, alpha, rows)
+        if label_penalty != 0.0:
+            tokens = labels[rows, None].to(teacher.device)
+            teacher.scatter_add_(-1, tokens, teacher.new_full(tokens.shape, -label_penalty))
+        _log_softmax_(teacher)
         if beta == 1.0:
             entropy = -(teacher.exp() * teacher).sum(-1)
             difference = torch.sub(student_log_probs, teacher, out=teacher)
@@ -127,7 +144,47 @@ def chunked_divergence(
     return _apply(student, labels, score)
 
 
-def _teacher_log_probs(
+@torch.no_grad()
+def teacher_labels(original: HeadInput, augmented: HeadInput, alpha: float) -> torch.Tensor:
+    """
+    Likeliest token under the unlearning teacher at each token.
+
+    Args:
+        original, augmented, alpha:
+            As in [`chunked_divergence`].
+
+    Returns:
+        `torch.Tensor`:
+            Token ids of shape `(num_tokens,)`.
+    """
+    num_tokens = original.hidden_states.shape[0]
+    chunk = _chunk_size(original.head)
+    starts = range(0, num_tokens, chunk)
+    return torch.cat(
+        [_teacher_logits(original, augmented, alpha, slice(start, start + chunk))[0].argmax(-1) for start in starts]
+    )
+
+
+def label_log_probs(student: HeadInput, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Log-probability of each label, differentiable: for losses that are no sum over the tokens. The backward pass
+    multiplies the head once more instead of keeping logits.
+
+    Args:
+        student ([`HeadInput`]):
+            Hidden states and head of the model being trained.
+        labels (`torch.Tensor`):
+            Token ids of shape `(num_tokens,)`.
+
+    Returns:
+        `torch.Tensor`:
+            Log-probabilities of shape `(num_tokens,)`, in float32 and nats.
+    """
+    hidden_states, head, labels = _on_one_device(student, labels)
+    return _LabelLogProbs.apply(hidden_states, head.weight, head.bias, head, labels)
+
+
+def _teacher_logits(
     original: HeadInput, augmented: HeadInput | None, alpha: float, rows: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
     teacher = original.head.logits(original.hidden_states[rows])
@@ -136,22 +193,56 @@ def _teacher_log_probs(
         difference = augmented.head.logits(augmented.hidden_states[rows]).sub_(teacher)
         gap = difference.mean(-1)
         teacher.sub_(difference.relu_(), alpha=alpha)
-    return _log_softmax_(teacher), gap
+    return teacher, gap
 
 
 def _log_softmax_(logits: torch.Tensor) -> torch.Tensor:
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
-def _apply(student: HeadInput, labels: torch.Tensor, score: Callable) -> TokenLosses:
+def _chunk_size(head: LMHead) -> int:
+    return max(1, _CHUNK_NUMBERS // head.weight.shape[0])
+
+
+def _on_one_device(student: HeadInput, labels: torch.Tensor) -> tuple[torch.Tensor, LMHead, torch.Tensor]:
     # Of a model split over devices, the head may lie on another one than the last layer.
-    hidden_states, head = student.hidden_states.to(student.head.weight.device), student.head
+    device = student.head.weight.device
+    return student.hidden_states.to(device), student.head, labels.to(device)
+
+
+def _apply(student: HeadInput, labels: torch.Tensor, score: Callable) -> TokenLosses:
+    hidden_states, head, labels = _on_one_device(student, labels)
     needs_grad = torch.is_grad_enabled()
-    return TokenLosses(
-        *_ChunkedLoss.apply(
-            hidden_states, head.weight, head.bias, head, labels.to(head.weight.device), score, needs_grad
+    return TokenLosses(*_ChunkedLoss.apply(hidden_states, head.weight, head.bias, head, labels, score, needs_grad))
+
+
+class _HeadGradients:
+    """Gradients of the hidden states and of the head's tensors, those that are needed, summed up chunk by chunk."""
+
+    def __init__(self, hidden_states, weight, bias, head: LMHead, needed: Sequence[bool]):
+        self.tensors, self.head = (hidden_states, weight, bias), head
+        self.hidden, self.weight, self.bias = (
+            torch.zeros_like(tensor, dtype=torch.float32) if is_needed else None
+            for tensor, is_needed in zip(self.tensors, needed, strict=True)
         )
-    )
+
+    @property
+    def any_needed(self) -> bool:
+        return self.hidden is not None or self.weight is not None
+
+    def add(self, rows: slice, grad: torch.Tensor, logits: torch.Tensor) -> None:
+        """Add what comes of the gradient of a chunk's logits, which is overwritten."""
+        grad = self.head.backward_logits(grad, logits)
+        if self.hidden is not None:
+            self.hidden[rows] = self.head.backward_hidden(grad)
+        if self.weight is not None:
+            self.weight.addmm_(grad.T, self.tensors[0][rows].float())
+        if self.bias is not None:
+            self.bias += grad.sum(0)
+
+    def result(self) -> tuple[torch.Tensor | None, ...]:
+        grads = zip((self.hidden, self.weight, self.bias), self.tensors, strict=True)
+        return tuple(None if grad is None else grad.to(tensor.dtype) for grad, tensor in grads)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -164,12 +255,9 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def forward(ctx, hidden_states, weight, bias, head, labels, score, needs_grad):
-        num_tokens, vocab_size = hidden_states.shape[0], weight.shape[0]
-        chunk = max(1, _CHUNK_NUMBERS // vocab_size)
-        grad_hidden, grad_weight, grad_bias = (
-            torch.zeros_like(tensor, dtype=torch.float32) if needs_grad and needed else None
-            for tensor, needed in zip((hidden_states, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        )
+        num_tokens, chunk = hidden_states.shape[0], _chunk_size(head)
+        needed = [needs_grad and needed for needed in ctx.needs_input_grad[:3]]
+        grads = _HeadGradients(hidden_states, weight, bias, head, needed)
         loss, label_log_probs, entropy, gap = hidden_states.new_zeros(4, num_tokens, dtype=torch.float32)
         for start in range(0, num_tokens, chunk):
             rows = slice(start, start + chunk)
@@ -179,23 +267,9 @@ class _ChunkedLoss(torch.autograd.Function):
             _log_softmax_(log_probs)
             label_log_probs[rows] = log_probs.gather(-1, labels[rows, None]).squeeze(-1)
             loss[rows], grad, entropy[rows], gap[rows] = score(log_probs, rows)
-            if grad_hidden is None and grad_weight is None:
-                continue
-            grad = head.backward_logits(grad, logits)
-            if grad_hidden is not None:
-                grad_hidden[rows] = head.backward_hidden(grad)
-            if grad_weight is not None:
-                grad_weight.addmm_(grad.T, hidden_states[rows].float())
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-        ctx.save_for_backward(
-            *(
-                None if grad is None else grad.to(tensor.dtype)
-                for grad, tensor in zip(
-                    (grad_hidden, grad_weight, grad_bias), (hidden_states, weight, bias), strict=True
-                )
-            )
-        )
+            if grads.any_needed:
+                grads.add(rows, grad, logits)
+        ctx.save_for_backward(*grads.result())
         ctx.mark_non_differentiable(label_log_probs, entropy, gap)
         return loss.sum(), label_log_probs, entropy, gap
 
@@ -204,3 +278,35 @@ class _ChunkedLoss(torch.autograd.Function):
         # In place: each backward pass consumes the saved gradients once, and a second copy of the head's is large.
         grads = tuple(None if grad is None else grad.mul_(grad_loss) for grad in ctx.saved_tensors)
         return *grads, None, None, None, None
+
+
+class _LabelLogProbs(torch.autograd.Function):
+    @staticmethod
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def forward(ctx, hidden_states, weight, bias, head, labels):
+        ctx.save_for_backward(hidden_states, weight, bias, labels)
+        ctx.head = head._replace(weight=None, bias=None)  # autograd keeps the tensors
+        chunk = _chunk_size(head)
+        return torch.cat(
+            [
+                _log_softmax_(head.logits(states)).gather(-1, ids[:, None]).squeeze(-1)
+                for states, ids in zip(hidden_states.split(chunk), labels.split(chunk), strict=True)
+            ]
+        )
+
+    @staticmethod
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def backward(ctx, grad_output):
+        hidden_states, weight, bias, labels = ctx.saved_tensors
+        head = ctx.head._replace(weight=weight, bias=bias)
+        grads = _HeadGradients(hidden_states, weight, bias, head, ctx.needs_input_grad[:3])
+        for start in range(0, hidden_states.shape[0], _chunk_size(head)):
+            rows = slice(start, start + _chunk_size(head))
+            logits = head.logits(hidden_states[rows])
+            weights = grad_output[rows, None]
+            # ∂ log π(y) / ∂z = onehot(y) − π
+            grad = logits.softmax(-1).mul_(-weights)
+            grads.add(rows, grad.scatter_add_(-1, labels[rows, None], weights), logits)
+        return *grads.result(), None, None

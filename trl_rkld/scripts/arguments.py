@@ -20,8 +20,6 @@ class UnlearningScriptArguments(ScriptArguments):
             Use only the first rows of the retain set.
         eval_dataset_name, eval_dataset_config, eval_dataset_split (`str`, *optional*):
             The same for the evaluation set, needed where `eval_strategy` is not `"no"`.
-        augmented_model_name_or_path (`str`, *optional*):
-            Augmented model to use instead of making one: path or Hub id of a model or an adapter.
         dry_run (`bool`, *optional*, defaults to `False`):
             Check everything, and print one sample with its counted tokens marked (on a terminal only), the number of
             updates and an estimate of the memory. Loads no weights.
@@ -44,10 +42,6 @@ class UnlearningScriptArguments(ScriptArguments):
         default=None, metadata={"help": "Configuration of the evaluation set on the Hub."}
     )
     eval_dataset_split: str = field(default="train", metadata={"help": "Split of the evaluation set on the Hub."})
-    augmented_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Augmented model to use instead of making one: path or Hub id of a model or an adapter."},
-    )
     dry_run: bool = field(
         default=False,
         metadata={
@@ -86,3 +80,19 @@ class UnlearningScriptArguments(ScriptArguments):
                 f"`eval_strategy={eval_strategy!s}` needs `eval_dataset_name`. Set it, or leave it at 'no'."
             )
         return load_records(self.eval_dataset_name, self.eval_dataset_config, self.eval_dataset_split)
+
+
+@dataclass
+class AugmentedScriptArguments(UnlearningScriptArguments):
+    """
+    [`UnlearningScriptArguments`] of methods with an augmented model.
+
+    Args:
+        augmented_model_name_or_path (`str`, *optional*):
+            Augmented model to use instead of making one: path or Hub id of a model or an adapter.
+    """
+
+    augmented_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Augmented model to use instead of making one: path or Hub id of a model or an adapter."},
+    )

@@ -33,7 +33,8 @@ from unlearn_eval.results import EvalLog
 from unlearn_eval.rows import row_from_log
 
 from ..data import tokenize_row
-from ..trainer import RKLDConfig, RKLDTrainer
+from ..trainer.rkld_config import RKLDConfig
+from ..trainer.rkld_trainer import RKLDTrainer
 from ..version import __version__
 from .demo_data import Records, build_tokenizer, other_people, people_file, read_people
 

@@ -3,14 +3,15 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
@@ -26,10 +27,10 @@ from .augmented import (
     keep_augmented_model,
     restored_weights,
 )
-from .hidden_states import HiddenStates
 from .private_folder import PrivateFolder
 from .roles import AUGMENTED, Role, without_peft
 from .teacher import CachedTeacher, LiveTeacher, frozen_head, read_fingerprint
+from .token_states import TokenStates
 
 
 if TYPE_CHECKING:
@@ -135,20 +136,31 @@ def needed_bytes(trainer: "UnlearningTrainer") -> int:
 def _cached_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder) -> CachedTeacher:
     student_head = Role(trainer.model).head()
     forget, *others = trainer.teacher_datasets()
+    scored = concatenate_datasets([forget, *others[: len(trainer.eval_datasets())]])  # without the retained samples
     arguments = (trainer.data_collator, trainer.args.per_device_train_batch_size, trainer.accelerator)
+
+    def states(role: Role, dataset: Dataset, whose: str) -> TokenStates:
+        values = partial(_hidden_states, role, trainer.accelerator)
+        return TokenStates.compute(values, dataset, *arguments, f"{whose} model's states")
+
     # Before anything is trained, the student is the original; where its adapter is new, so is the base without it.
     original = adapter_role(trainer.model, None) if trainer.has_new_adapter else Role(trainer.model)
-    teacher = CachedTeacher(
-        HiddenStates.compute(original, concatenate_datasets([forget, *others]), *arguments, "Original model's states"),
-        frozen_head(original, student_head),
-    )
+    teacher = CachedTeacher()
+    if trainer.uses_original_logits or len(others) > len(trainer.eval_datasets()):
+        teacher.original_states = states(original, concatenate_datasets([forget, *others]), "Original")
+        teacher.original_head = frozen_head(original, student_head)
+    if trainer.uses_original_log_probs:
+        log_probs = partial(original.label_log_probs, accelerator=trainer.accelerator)
+        teacher.original_answers = TokenStates.compute(log_probs, scored, *arguments, "Original model's answers")
     if trainer.uses_augmented_model:
         with _augmented_role(trainer, folder) as augmented:
-            # The retained samples come last and never meet the augmented model.
-            scored = concatenate_datasets([forget, *others[: len(trainer.eval_datasets())]])
-            teacher.augmented_states = HiddenStates.compute(augmented, scored, *arguments, "Augmented model's states")
+            teacher.augmented_states = states(augmented, scored, "Augmented")
             teacher.augmented_head = frozen_head(augmented, student_head)
     return teacher
+
+
+def _hidden_states(role: Role, accelerator: Accelerator, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return role.head_input(batch, accelerator).hidden_states
 
 
 def _live_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder, stack: ExitStack) -> LiveTeacher:

@@ -61,6 +61,11 @@ class Role:
         with self.activate(), evaluating(self.model), accelerator.autocast():
             return HeadInput(counted_hidden_states(self.model, inputs), lm_head_of(self.causal_lm))
 
+    def label_log_probs(self, inputs: dict[str, torch.Tensor], accelerator: Accelerator) -> torch.Tensor:
+        """Log-probabilities of the counted tokens, of shape `(num_tokens,)`; arguments as in [`Role.head_input`]."""
+        with torch.no_grad():
+            return chunked_nll(self.head_input(inputs, accelerator), counted_labels(inputs)).label_log_probs
+
 
 def without_peft(model: nn.Module) -> PreTrainedModel:
     """The causal language model below a PEFT wrapper, if it has one."""
@@ -119,8 +124,26 @@ def answer_probabilities(label_log_probs: torch.Tensor, labels: torch.Tensor) ->
         `torch.Tensor`:
             Probabilities of shape `(batch_size,)`.
     """
-    answers = label_log_probs.split((labels[:, 1:] != -100).sum(1).tolist())
-    return torch.stack([log_probs.mean() for log_probs in answers]).exp()
+    lengths = (labels[:, 1:] != -100).sum(1).to(label_log_probs.device)
+    return (sum_of_answers(label_log_probs, labels) / lengths).exp()
+
+
+def sum_of_answers(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Sum up each answer's values.
+
+    Args:
+        values (`torch.Tensor`):
+            A number for each counted token, of shape `(num_tokens,)`.
+        labels (`torch.Tensor`):
+            Labels of the batch, of shape `(batch_size, length)`.
+
+    Returns:
+        `torch.Tensor`:
+            Sums of shape `(batch_size,)`.
+    """
+    answers = values.split((labels[:, 1:] != -100).sum(1).tolist())
+    return torch.stack([answer.sum() for answer in answers])
 
 
 def batches(
@@ -172,9 +195,7 @@ def probabilities_of_answers(
     """
     probabilities = []
     for batch in batches(dataset, collator, batch_size, accelerator, description):
-        with torch.no_grad():
-            losses = chunked_nll(role.head_input(batch, accelerator), counted_labels(batch))
-        probabilities.append(answer_probabilities(losses.label_log_probs, batch["labels"]))
+        probabilities.append(answer_probabilities(role.label_log_probs(batch, accelerator), batch["labels"]))
     return torch.cat(probabilities)
 
 

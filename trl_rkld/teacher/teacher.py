@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from unlearn_eval.fingerprint import hash_tensors
 
 from ..losses import HeadInput, LMHead
-from .hidden_states import HiddenStates
 from .roles import AUGMENTED, Role
+from .token_states import TokenStates
 
 
 @dataclass
@@ -44,6 +44,10 @@ class LiveTeacher:
         """Hidden states and head of the augmented model for a batch."""
         return self.augmented_role.head_input(inputs, self.accelerator)
 
+    def original_log_probs(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities of a batch's counted tokens under the original model, of shape `(num_tokens,)`."""
+        return self.original_role.label_log_probs(inputs, self.accelerator)
+
     def digest(self) -> str:
         """SHA-256 of what was trained for the teacher: the augmented model, or its adapter."""
         if self.augmented_role is None:
@@ -59,23 +63,26 @@ class LiveTeacher:
 @dataclass
 class CachedTeacher:
     """
-    Holds the hidden states that the models gave once. A head of `None` is the student's own, which does not train.
+    Holds what the models gave once. A head of `None` is the student's own, which does not train.
 
     Args:
-        original_states ([`~trl_rkld.teacher.hidden_states.HiddenStates`]):
-            States of the original model.
+        original_states ([`~trl_rkld.teacher.token_states.TokenStates`], *optional*):
+            Hidden states of the original model, for losses that need its logits.
         original_head ([`~trl_rkld.losses.LMHead`], *optional*):
             Its head, where the student's changes.
-        augmented_states ([`~trl_rkld.teacher.hidden_states.HiddenStates`], *optional*):
+        augmented_states ([`~trl_rkld.teacher.token_states.TokenStates`], *optional*):
             States of the augmented model, for methods that have one.
         augmented_head ([`~trl_rkld.losses.LMHead`], *optional*):
             Its head, where it is another than the student's.
+        original_answers ([`~trl_rkld.teacher.token_states.TokenStates`], *optional*):
+            Log-probabilities of the labels under the original model, for methods that need no more of it.
     """
 
-    original_states: HiddenStates
-    original_head: LMHead | None
-    augmented_states: HiddenStates | None = None
+    original_states: TokenStates | None = None
+    original_head: LMHead | None = None
+    augmented_states: TokenStates | None = None
     augmented_head: LMHead | None = None
+    original_answers: TokenStates | None = None
 
     def original(self, inputs: dict[str, torch.Tensor], student_head: LMHead) -> HeadInput:
         """Hidden states and head of the original model for a batch."""
@@ -85,12 +92,17 @@ class CachedTeacher:
         """Hidden states and head of the augmented model for a batch."""
         return HeadInput(self.augmented_states.of(inputs), self.augmented_head or student_head)
 
+    def original_log_probs(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities of a batch's counted tokens under the original model, of shape `(num_tokens,)`."""
+        return self.original_answers.of(inputs)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything the teacher consists of, by name."""
         tensors = {}
         for role, states, head in (
             ("original", self.original_states, self.original_head),
             ("augmented", self.augmented_states, self.augmented_head),
+            ("answers", self.original_answers, None),
         ):
             if states is not None:
                 tensors |= {f"{role}.states": states.states, f"{role}.starts": states.starts}
@@ -141,14 +153,14 @@ class CachedTeacher:
 
             def states(role):
                 if f"{role}.states" in names:
-                    return HiddenStates(file.get_tensor(f"{role}.states"), file.get_tensor(f"{role}.starts"))
+                    return TokenStates(file.get_tensor(f"{role}.states"), file.get_tensor(f"{role}.starts"))
 
             def head(role):
                 if f"{role}.weight" in names:
                     bias = file.get_tensor(f"{role}.bias").to(device) if f"{role}.bias" in names else None
                     return student_head._replace(weight=file.get_tensor(f"{role}.weight").to(device), bias=bias)
 
-            return cls(states("original"), head("original"), states("augmented"), head("augmented"))
+            return cls(states("original"), head("original"), states("augmented"), head("augmented"), states("answers"))
 
 
 def read_fingerprint(path: Path) -> dict[str, str]:

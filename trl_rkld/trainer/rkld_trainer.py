@@ -81,6 +81,7 @@ class RKLDTrainer(UnlearningTrainer):
     }
 
     config_class = RKLDConfig
+    uses_original_logits = True
     uses_augmented_model = True
 
     def __init__(

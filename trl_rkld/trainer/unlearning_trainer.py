@@ -97,6 +97,9 @@ class UnlearningTrainer(SFTTrainer):
     loss_is_scaled_for_ga = True  # the counts of a whole accumulation window divide the loss
 
     config_class = UnlearningConfig
+    # What the forget loss needs of frozen models. The retain loss sees to itself.
+    uses_original_logits = False
+    uses_original_log_probs = False
     uses_augmented_model = False
     augmented_model: str | PreTrainedModel | PeftModel | None = None
 
@@ -174,7 +177,8 @@ class UnlearningTrainer(SFTTrainer):
 
     def forget_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
         """
-        Loss on the forget set, summed over the counted tokens of a batch. To be defined by each method.
+        Loss on the forget set, summed over a batch: over its counted tokens, or what else
+        [`UnlearningTrainer.count_forget_items`] counts. To be defined by each method.
 
         Args:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -198,6 +202,21 @@ class UnlearningTrainer(SFTTrainer):
             return chunked_nll(self.student(model, inputs), labels)
         original = self.teacher.original(inputs, lm_head_of(without_peft(model)))
         return chunked_divergence(self.student(model, inputs), original, None, labels, alpha=0.0, beta=0.0)
+
+    def count_forget_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """
+        How many items the forget loss of a batch is a sum over: its counted tokens. A method whose loss is one of whole
+        answers counts these.
+
+        Args:
+            inputs (`dict`):
+                Batch with `labels` of shape `(batch_size, length)`.
+
+        Returns:
+            `torch.Tensor`:
+                A whole number.
+        """
+        return _count_tokens(inputs["labels"])
 
     def student(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> HeadInput:
         """
@@ -265,11 +284,13 @@ class UnlearningTrainer(SFTTrainer):
     def _record(self, mode: str, name: str, losses: TokenLosses, inputs: dict[str, torch.Tensor]) -> None:
         probabilities = answer_probabilities(losses.label_log_probs, inputs["labels"])
         sums = [losses.loss.detach(), losses.teacher_entropy.sum(), losses.teacher_gap.sum(), probabilities.sum()]
-        sums += [sums[0].new_tensor(len(losses.label_log_probs)), sums[0].new_tensor(len(probabilities))]
-        loss, entropy, gap, probability, num_tokens, num_samples = self.accelerator.reduce(
+        num_items = self.count_forget_items(inputs) if name == "forget" else _count_tokens(inputs["labels"])
+        counts = [num_items, len(losses.label_log_probs), len(probabilities)]
+        sums += [sums[0].new_tensor(float(count)) for count in counts]
+        loss, entropy, gap, probability, num_items, num_tokens, num_samples = self.accelerator.reduce(
             torch.stack(sums), "sum"
         ).tolist()
-        metrics = {f"{name}_loss": (loss, num_tokens), f"{name}_prob": (probability, num_samples)}
+        metrics = {f"{name}_loss": (loss, num_items), f"{name}_prob": (probability, num_samples)}
         if name == "forget" and self.uses_augmented_model:
             metrics |= {"teacher_entropy": (entropy, num_tokens), "teacher_gap": (gap, num_tokens)}
         for key, (total, count) in metrics.items():
@@ -334,11 +355,9 @@ class UnlearningTrainer(SFTTrainer):
         return batch_samples, self.accelerator.reduce(self._count_items(batch_samples), "sum")
 
     def _count_items(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Counted tokens of the forget and of the retain samples, of shape `(2,)`."""
-        counts = [
-            sum((batch[key][:, 1:] != -100).sum() for batch in batches if key in batch)
-            for key in ("labels", "retain_labels")
-        ]
+        """Items of the forget loss and counted tokens of the retain samples, of shape `(2,)`."""
+        retained = [batch["retain_labels"] for batch in batches if "retain_labels" in batch]
+        counts = [sum(map(self.count_forget_items, batches)), sum(map(_count_tokens, retained))]
         return torch.stack([torch.as_tensor(count, device=self.accelerator.device) for count in counts])
 
     def eval_datasets(self) -> list[Dataset]:
@@ -365,7 +384,8 @@ class UnlearningTrainer(SFTTrainer):
     @property
     def needs_teacher(self) -> bool:
         """Whether a frozen model enters the loss."""
-        return self.uses_augmented_model or (self.retain_dataset is not None and self.args.retain_loss_type == "kl")
+        retain_kl = self.retain_dataset is not None and self.args.retain_loss_type == "kl"
+        return self.uses_original_logits or self.uses_original_log_probs or self.uses_augmented_model or retain_kl
 
     def augmented_settings(self) -> dict[str, Any]:
         """Settings that decide what the augmented model becomes."""
@@ -564,6 +584,10 @@ class _StopWhenForgotten(TrainerCallback):
                 f"{args.stop_at_forget_prob}."
             )
             control.should_training_stop = True
+
+
+def _count_tokens(labels: torch.Tensor) -> torch.Tensor:
+    return (labels[:, 1:] != -100).sum()
 
 
 def _checked(row: dict[str, Any], index: int, max_length: int | None, name: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """
-Unlearn by reverse-KL distillation.
+Unlearn by one of the methods: `trl-rkld rkld`, `npo`, `grad-diff`, ….
 
-# Full fine-tuning
+# RKLD, full fine-tuning
 ```bash
 trl-rkld rkld \
     --model_name_or_path open-unlearning/tofu_Llama-3.2-1B-Instruct_full \
@@ -11,7 +11,7 @@ trl-rkld rkld \
     --output_dir Llama-3.2-1B-forget05
 ```
 
-# 4-bit QLoRA, own records
+# RKLD, 4-bit QLoRA, own records
 ```bash
 trl-rkld rkld \
     --model_name_or_path Qwen/Qwen2.5-7B-Instruct --dtype bfloat16 --load_in_4bit --use_peft --lora_target_modules all-linear \
@@ -21,9 +21,10 @@ trl-rkld rkld \
 ```
 """
 
+import sys
 
-def main(script_args, training_args, model_args):
-    from trl_rkld import RKLDTrainer
+
+def main(trainer_class, script_args, training_args, model_args):
     from trl_rkld.run_record import refuse_unfinished
     from trl_rkld.scripts.dry_run import dry_run
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
@@ -37,19 +38,15 @@ def main(script_args, training_args, model_args):
     init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
     if script_args.dry_run:
-        dry_run(RKLDTrainer, training_args, model_args, init_kwargs, tokenizer, data)
+        dry_run(trainer_class, training_args, model_args, init_kwargs, tokenizer, data)
         return
 
     # Initialize the trainer
     model_arguments = trainer_model_arguments(model_args, init_kwargs)
     training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
-    trainer = RKLDTrainer(
-        **model_arguments,
-        augmented_model=script_args.augmented_model_name_or_path,
-        args=training_args,
-        processing_class=tokenizer,
-        **data,
-    )
+    if trainer_class.uses_augmented_model:
+        model_arguments["augmented_model"] = script_args.augmented_model_name_or_path
+    trainer = trainer_class(**model_arguments, args=training_args, processing_class=tokenizer, **data)
 
     # The trainer can't see where an adapter was loaded from
     refuse_unfinished(model_args.model_name_or_path, trainer.forget_set_hash, training_args.output_dir)
@@ -66,14 +63,19 @@ def main(script_args, training_args, model_args):
     trainer.end()
 
 
-def make_parser(prog: str | None = None):
+def make_parser(method: str, prog: str | None = None):
     from trl import ModelConfig, TrlParser
 
-    from trl_rkld import RKLDConfig
-    from trl_rkld.scripts.arguments import UnlearningScriptArguments
+    from trl_rkld.methods import method_class
+    from trl_rkld.scripts.arguments import AugmentedScriptArguments, UnlearningScriptArguments
 
-    return TrlParser((UnlearningScriptArguments, RKLDConfig, ModelConfig), prog=prog, allow_abbrev=False)
+    augmented = method_class(method, "Trainer").uses_augmented_model
+    script_arguments = AugmentedScriptArguments if augmented else UnlearningScriptArguments
+    return TrlParser((script_arguments, method_class(method, "Config"), ModelConfig), prog=prog, allow_abbrev=False)
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    from trl_rkld.methods import method_class
+
+    method = sys.argv.pop(1)
+    main(method_class(method, "Trainer"), *make_parser(method).parse_args_and_config())

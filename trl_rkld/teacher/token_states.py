@@ -1,5 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
-"""Cached hidden states: what the heads of the teacher's models get, for counted tokens only."""
+"""What a frozen model gave once, for counted tokens only: hidden states that enter its head, or log-probabilities."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,17 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from .roles import Role, batches
+from .roles import batches
 
 
-class HiddenStates:
+class TokenStates:
     """
-    Last hidden states of the counted tokens of many samples, on the CPU.
+    A tensor row or a number for each counted token of many samples, on the CPU.
 
     Args:
         states (`torch.Tensor`):
-            Hidden states of shape `(total_tokens, hidden_size)`, in the dtype that enters the head.
+            Hidden states of shape `(total_tokens, hidden_size)`, in the dtype that enters the head, or log-probabilities
+            of the labels, of shape `(total_tokens,)`.
         starts (`torch.Tensor`):
             Where each sample starts, of shape `(num_samples + 1,)`: sample `i` has the rows `starts[i]:starts[i + 1]`.
             A sample without rows is not cached.
@@ -28,26 +29,26 @@ class HiddenStates:
     @classmethod
     def compute(
         cls,
-        role: Role,
+        values: Callable[[dict[str, torch.Tensor]], torch.Tensor],
         dataset: Dataset,
         collator: Callable,
         batch_size: int,
         accelerator: Accelerator,
         description: str,
-    ) -> "HiddenStates":
+    ) -> "TokenStates":
         """
         Run a model over a data set once.
 
         Args:
-            role ([`Role`]):
-                Model to run.
+            values (`Callable`):
+                From a batch to the values of its counted tokens: [`hidden_states`] or [`log_probs`] of a role.
             dataset ([`~datasets.Dataset`]):
                 Samples with `input_ids`, `labels` and `sample_id`.
             collator, batch_size, accelerator, description:
                 As in [`~trl_rkld.teacher.roles.batches`].
 
         Returns:
-            [`HiddenStates`]:
+            [`TokenStates`]:
                 States of the data set's samples, by their `sample_id`.
         """
         sample_ids = torch.tensor(dataset["sample_id"])
@@ -56,16 +57,16 @@ class HiddenStates:
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         states = None
         for batch in batches(dataset, collator, batch_size, accelerator, description):
-            hidden = role.head_input(batch, accelerator).hidden_states
-            if not torch.isfinite(hidden).all():
+            found = values(batch)
+            if not torch.isfinite(found).all():
                 raise FloatingPointError(
-                    f"The hidden states of the teacher are not finite ({description}, rows {batch['rows']} of its "
+                    f"What the teacher gives is not finite ({description}, rows {batch['rows']} of its "
                     "data). Check the model's weights, or use `bf16=True` or float32 instead of float16."
                 )
             if states is None:
-                states = torch.empty(int(starts[-1]), hidden.shape[-1], dtype=hidden.dtype)
+                states = torch.empty(int(starts[-1]), *found.shape[1:], dtype=found.dtype)
             ids = batch["sample_id"].tolist()
-            for sample, rows in zip(ids, hidden.cpu().split(lengths[ids].tolist()), strict=True):
+            for sample, rows in zip(ids, found.cpu().split(lengths[ids].tolist()), strict=True):
                 states[starts[sample] : starts[sample + 1]] = rows
         return cls(states, starts)
 
@@ -79,7 +80,7 @@ class HiddenStates:
 
         Returns:
             `torch.Tensor`:
-                Hidden states of shape `(num_tokens, hidden_size)`, on the batch's device.
+                Values of the batch's counted tokens, on its device.
         """
         ids, labels = inputs["sample_id"].tolist(), inputs["labels"]
         rows = [self.states[self.starts[i] : self.starts[i + 1]] for i in ids if i + 1 < len(self.starts)]
