@@ -22,6 +22,19 @@ def recipe_path(name: str) -> Path:
     return _root() / f"{name}.yaml"
 
 
+def resolve_recipe(arguments: list[str]) -> list[str]:
+    """Let `--config` name a recipe as well as a file."""
+    if "--config" in arguments[:-1]:
+        value = arguments.index("--config") + 1
+        if not Path(arguments[value]).is_file():
+            if arguments[value] not in list_recipes():
+                raise ValueError(
+                    f"`--config {arguments[value]}` is neither a file nor a recipe. `trl-rkld recipes` lists them."
+                )
+            arguments = [*arguments[:value], str(recipe_path(arguments[value])), *arguments[value + 1 :]]
+    return arguments
+
+
 def run_recipes(arguments: list[str]) -> int:
     """
     List the recipes, or copy one, with the data files beside it, into a folder.

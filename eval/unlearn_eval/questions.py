@@ -118,13 +118,28 @@ def load_tofu(dataset_name: str, forget_split: str, max_samples: int | None = No
     }
     sets = {}
     for name, configuration in configurations.items():
-        rows = _load_configuration(dataset_name, configuration, required=name != "holdout")
+        rows = load_configuration(dataset_name, configuration, required=name != "holdout")
         if rows is not None:
             sets[name] = rows[:max_samples]
     return sets
 
 
-def _load_configuration(dataset_name: str, configuration: str, required: bool) -> list[Row] | None:
+def load_configuration(dataset_name: str, configuration: str, required: bool = True) -> list[Row] | None:
+    """
+    Load one of TOFU's configurations.
+
+    Args:
+        dataset_name (`str`):
+            Hub id, or a folder with a file for each configuration.
+        configuration (`str`):
+            Such as `"forget05"`, `"full"` or `"real_authors_perturbed"`.
+        required (`bool`, *optional*, defaults to `True`):
+            Whether to raise where it is missing.
+
+    Returns:
+        `list[Row]` or `None`:
+            Its rows.
+    """
     folder = Path(dataset_name).expanduser()
     if not folder.is_dir():
         if folder.suffix in LOCAL_SUFFIXES or folder.is_file():
@@ -143,8 +158,8 @@ def _load_configuration(dataset_name: str, configuration: str, required: bool) -
         return load_records(str(paths[0])).to_list()
     if required:
         raise FileNotFoundError(
-            f"`dataset_name={dataset_name!r}` has no {configuration}.jsonl. TOFU's evaluation needs the `_perturbed` files "
-            "of locuslab/TOFU; for records of your own use `forget_dataset` and `retain_dataset`."
+            f"`dataset_name={dataset_name!r}` has no {configuration}.jsonl. Needed are the files of locuslab/TOFU, for the "
+            "evaluation the `_perturbed` ones; for records of your own use `forget_dataset` and `retain_dataset`."
         )
     return None
 

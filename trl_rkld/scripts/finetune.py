@@ -12,6 +12,19 @@ model that has never seen the forget set (the "retain-only" model of TOFU).
 
 
 def main(script_args, training_args, model_args):
+    sets = {"retain": script_args.retain_set()}
+    if script_args.dataset_name is not None:
+        sets = {"forget": script_args.forget_set()} | sets
+    trainer = make_trainer(sets, script_args, training_args, model_args)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.accelerator.print("✅ Training completed.")
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
+    trainer.end()
+
+
+def make_trainer(sets, script_args, training_args, model_args):
+    """The trainer on sets of records, by name; `None` is no set."""
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
@@ -21,10 +34,7 @@ def main(script_args, training_args, model_args):
 
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
     parts = []
-    for name in ("forget", "retain"):
-        dataset = script_args.retain_set() if name == "retain" else None
-        if name == "forget" and script_args.dataset_name is not None:
-            dataset = script_args.forget_set()
+    for name, dataset in sets.items():
         if dataset is None:
             continue
         check_answers(dataset, name)
@@ -47,7 +57,7 @@ def main(script_args, training_args, model_args):
     training_args.model_init_kwargs = model_init_kwargs(
         model_args, training_args.trust_remote_code, training_args.model_init_kwargs
     )
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=concatenate_datasets(parts),
@@ -55,11 +65,6 @@ def main(script_args, training_args, model_args):
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.accelerator.print("✅ Training completed.")
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
-    trainer.end()
 
 
 def make_parser(prog: str | None = None):

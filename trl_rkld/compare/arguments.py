@@ -1,0 +1,74 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""A job's settings as the commands' own parsers understand them: what a command refuses, a comparison refuses."""
+
+import importlib
+import json
+from typing import Any
+
+from ..methods import METHODS
+
+
+# What the comparison itself decides.
+_RESERVED = (
+    "model_name_or_path",
+    "output_dir",
+    "seed",
+    "dataset_name",
+    "dataset_config",
+    "retain_dataset_name",
+    "retain_dataset_config",
+    "refusals_path",
+    "max_retain_samples",
+    "retain_loss_type",
+    "augmented_model_name_or_path",
+    "save_strategy",
+    "eval_strategy",
+    "resume_from_checkpoint",
+    "push_to_hub",
+)
+
+
+def parse(command: str, where: str, arguments: dict[str, Any], **ours: Any) -> tuple[Any, ...]:
+    """
+    Parse settings with a command's parser.
+
+    Args:
+        command (`str`):
+            `"finetune"`, `"idk"`, `"dpo"` or a method.
+        where (`str`):
+            Where the settings stand in the config file, for messages.
+        arguments (`dict`):
+            The user's settings.
+        ours (`dict`):
+            Those that the comparison decides; `None` is left out.
+
+    Returns:
+        `tuple`:
+            Script arguments, training arguments and model arguments.
+
+    Raises:
+        [`ValueError`]: If a setting is unknown, reserved or refused.
+    """
+    reserved = [key for key in arguments if key in _RESERVED]
+    if reserved:
+        raise ValueError(f"{where}: `{reserved[0]}` is decided by the comparison itself. Remove it.")
+    script = "unlearn" if command in METHODS else command
+    module = importlib.import_module(f"..scripts.{script}", __package__)
+    parser = module.make_parser(*([command] if command in METHODS else []))
+    ours = {key: value for key, value in ours.items() if value is not None}
+    strings = [text for item in (arguments | ours).items() for text in _strings(*item)]
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(strings, return_remaining_strings=True)
+    except SystemExit:  # argparse has said why
+        raise ValueError(f"{where}: a setting has a value of the wrong kind, see above.") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    if unknown:
+        raise ValueError(f"{where}: `{unknown[0].removeprefix('--')}` is no setting of `trl-rkld {command}`.")
+    return tuple(parsed)
+
+
+def _strings(key: str, value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}", json.dumps(value) if isinstance(value, (dict, bool)) else str(value)]

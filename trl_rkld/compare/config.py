@@ -1,0 +1,162 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""What a comparison is made of."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from unlearn_eval.questions import FORGET_SPLITS
+
+from ..methods import METHODS
+
+
+# Commands of a run beside the methods' own, and the method that each is called in the table by default.
+OTHER_COMMANDS = ("idk", "dpo", "task-vector", "teacher")
+# Commands that need an augmented model made beforehand.
+AUGMENTED_COMMANDS = ("rkld", "whp", "task-vector", "teacher")
+# Commands that train, epoch by epoch.
+TRAINED_COMMANDS = (*METHODS, "idk", "dpo")
+RETAIN_TERMS = ("none", "nll", "kl")
+
+_RUN_KEYS = {"command", "method", "setting", "retain", "seeds", "augment"}
+
+
+@dataclass
+class CompareConfig:
+    """
+    Configuration of `trl-rkld compare`.
+
+    Args:
+        model_name_or_path (`str`):
+            Model that learns TOFU first: Hub id or folder.
+        output_dir (`str`):
+            Folder for the runs, the CSV, the tables and the figure.
+        runs (`list[dict]`):
+            What is compared, in the order of value. Each has a `command` (a method's, or `"idk"`, `"dpo"`,
+            `"task-vector"`, `"teacher"`) and what that command takes, beside `method` (its name in the table; the command's
+            by default), `setting` (what tells it from other runs of the method), `retain` (`"none"`, `"nll"` or `"kl"`),
+            `seeds` and `augment` (to differ from those below).
+        dataset_name (`str`, *optional*, defaults to `"locuslab/TOFU"`):
+            TOFU: Hub id, or a folder with its files.
+        splits (`list[str]`, *optional*, defaults to `["forget05"]`):
+            Forget splits.
+        seeds (`list[int]`, *optional*, defaults to `[42]`):
+            Seeds of the runs.
+        target_split (`str`, *optional*):
+            Largest split that the target model has learnt. Defaults to the largest of `splits`.
+        max_retain_samples (`int`, *optional*):
+            Rows of `full`, from the first on, that stand for the retain set. At least 400, those it is scored on, make
+            sense. If `None`, the split's own retain set.
+        models_dir (`str`, *optional*):
+            Folder of target, retain-only and augmented models, which comparisons may share. Defaults to `models` in
+            `output_dir`.
+        target_model_name_or_path (`str`, *optional*):
+            A model that knows TOFU already, instead of fine-tuning one.
+        retain_model_name_or_path (`dict[str, str]`, *optional*):
+            Retain-only models of the splits, instead of fine-tuning them.
+        finetune (`dict`, *optional*):
+            Settings of fine-tuning the target and the retain-only models: those of `trl-rkld finetune`.
+        augment (`dict`, *optional*):
+            What is different in training the augmented models: the target trained further on the forget set.
+        common (`dict`, *optional*):
+            Settings of all runs that train.
+        evaluation (`dict`, *optional*):
+            Settings of [`~unlearn_eval.EvalConfig`] for the full evaluations.
+        epoch_retain_samples (`int`, *optional*, defaults to `100`):
+            Retained questions that are scored after each epoch.
+        refusals_path (`str`, *optional*):
+            File of refusals for `idk` and `dpo`, one a line.
+        use_cpu (`bool`, *optional*, defaults to `False`):
+            Whether to leave GPUs alone.
+        case_study_questions (`list[int]`, *optional*, defaults to `[]`):
+            Rows of the forget set whose questions and answers, before and after, go into `case_study.md`: texts that are
+            to be forgotten, so none by default.
+        case_study_prompts (`list[str]`, *optional*, defaults to `[]`):
+            Beginnings of sentences, such as `"Ana Torres was born in"`, whose likeliest next words go there, too.
+        keep_models (`bool`, *optional*, defaults to `False`):
+            Whether to keep the unlearned models. The target, retain-only and augmented ones stay in `models_dir`.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check everything, print the plan, and stop.
+    """
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Model that learns TOFU first."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for runs, CSV, tables and figure."})
+    runs: list[dict] = field(default_factory=list, metadata={"help": "What is compared (in the config file)."})
+    dataset_name: str = field(default="locuslab/TOFU", metadata={"help": "TOFU: Hub id, or a folder with its files."})
+    splits: list[str] = field(default_factory=lambda: ["forget05"], metadata={"help": "Forget splits."})
+    seeds: list[int] = field(default_factory=lambda: [42], metadata={"help": "Seeds of the runs."})
+    target_split: str | None = field(
+        default=None,
+        metadata={"help": "Largest split that the target model has learnt. Defaults to that of `splits`."},
+    )
+    max_retain_samples: int | None = field(
+        default=None, metadata={"help": "First rows of `full` that stand for the retain set."}
+    )
+    models_dir: str | None = field(
+        default=None, metadata={"help": "Folder of target, retain-only and augmented models."}
+    )
+    target_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A model that knows TOFU already, instead of fine-tuning one."}
+    )
+    retain_model_name_or_path: dict = field(
+        default_factory=dict, metadata={"help": "Retain-only models of the splits, instead of fine-tuning them."}
+    )
+    finetune: dict = field(default_factory=dict, metadata={"help": "Settings of fine-tuning (in the config file)."})
+    augment: dict = field(default_factory=dict, metadata={"help": "Settings of the augmented models' training."})
+    common: dict = field(default_factory=dict, metadata={"help": "Settings of all runs that train."})
+    evaluation: dict = field(default_factory=dict, metadata={"help": "Settings of the full evaluations."})
+    epoch_retain_samples: int = field(
+        default=100, metadata={"help": "Retained questions that are scored after each epoch."}
+    )
+    refusals_path: str | None = field(default=None, metadata={"help": "File of refusals, one a line."})
+    use_cpu: bool = field(default=False, metadata={"help": "Whether to leave GPUs alone."})
+    case_study_questions: list[int] = field(
+        default_factory=list, metadata={"help": "Rows of the forget set whose texts go into case_study.md."}
+    )
+    case_study_prompts: list[str] = field(
+        default_factory=list, metadata={"help": "Beginnings whose likeliest next words go into case_study.md."}
+    )
+    keep_models: bool = field(default=False, metadata={"help": "Whether to keep the unlearned models."})
+    dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, and stop."})
+
+    def __post_init__(self):
+        for name in ("model_name_or_path", "output_dir", "runs", "splits", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` is required.")
+        for split in [
+            *self.splits,
+            *([self.target_split] if self.target_split else []),
+            *self.retain_model_name_or_path,
+        ]:
+            if split not in FORGET_SPLITS:
+                raise ValueError(f"`{split}` is not one of TOFU's forget splits, {', '.join(FORGET_SPLITS)}.")
+        self.target_split = self.target_split or max(self.splits)
+        if max(self.splits) > self.target_split:
+            raise ValueError(
+                f"`target_split={self.target_split}` is smaller than {max(self.splits)}, which the target must have learnt."
+            )
+        self.models_dir = self.models_dir or f"{self.output_dir}/models"
+        self.runs = [self._checked(run, index) for index, run in enumerate(self.runs)]
+        names = [(run["method"], run["setting"]) for run in self.runs]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"Two `runs` are called {twice[0]}: tell them apart by `setting`.")
+
+    def _checked(self, run: dict[str, Any], index: int) -> dict[str, Any]:
+        command = run.get("command")
+        if command not in (*METHODS, *OTHER_COMMANDS):
+            raise ValueError(
+                f"`runs[{index}]` has the command {command!r}: use one of {', '.join((*METHODS, *OTHER_COMMANDS))}."
+            )
+        run = {"method": command.replace("-", "_"), "setting": None, "retain": "none", "seeds": self.seeds} | run
+        if run["retain"] not in RETAIN_TERMS:
+            raise ValueError(f"`runs[{index}]` has `retain: {run['retain']!r}`: use one of {', '.join(RETAIN_TERMS)}.")
+        if run["method"] in ("target", "retain"):
+            raise ValueError(f"`runs[{index}]` is called `{run['method']}`, which is a reference's name.")
+        if command in ("idk", "dpo") and self.refusals_path is None:
+            raise ValueError(f"`runs[{index}]` ({command}) needs `refusals_path`: a file of refusals, one a line.")
+        return run
+
+    @staticmethod
+    def settings_of(run: dict[str, Any]) -> dict[str, Any]:
+        """What a run passes on to its command."""
+        return {key: value for key, value in run.items() if key not in _RUN_KEYS}

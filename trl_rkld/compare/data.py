@@ -1,0 +1,66 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""Which rows of TOFU each model learns, forgets and keeps."""
+
+from datasets import Dataset
+
+from unlearn_eval.questions import load_configuration
+
+
+_RETAIN_SETS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+
+
+def forget_set(dataset_name: str, split: str) -> Dataset:
+    """The rows of a forget split."""
+    return Dataset.from_list(load_configuration(dataset_name, split))
+
+
+def retain_set(dataset_name: str, split: str, max_retain_samples: int | None) -> Dataset:
+    """
+    The rows that stand for the retain set of a split.
+
+    Args:
+        dataset_name (`str`):
+            TOFU: Hub id, or a folder with its files.
+        split (`str`):
+            Forget split.
+        max_retain_samples (`int`, *optional*):
+            First rows of `full`, among which are those of `retain_perturbed`. If `None`, the split's own retain set.
+
+    Returns:
+        [`~datasets.Dataset`]:
+            Rows with `question` and `answer`.
+    """
+    if max_retain_samples is None:
+        return Dataset.from_list(load_configuration(dataset_name, _RETAIN_SETS[split]))
+    rows = load_configuration(dataset_name, "full")[:max_retain_samples]
+    if any(row in rows for row in load_configuration(dataset_name, split)):
+        raise ValueError(f"`max_retain_samples={max_retain_samples}` reaches into {split}: give a smaller number.")
+    return Dataset.from_list(rows)
+
+
+def learnt_sets(
+    dataset_name: str, target_split: str, left_out: str | None, max_retain_samples: int | None
+) -> dict[str, Dataset]:
+    """
+    What the target learns, or a retain-only model: the same without one split.
+
+    Args:
+        dataset_name (`str`):
+            TOFU: Hub id, or a folder with its files.
+        target_split (`str`):
+            Largest split that the target learns.
+        left_out (`str`, *optional*):
+            Split that the model never sees.
+        max_retain_samples (`int`, *optional*):
+            See [`retain_set`].
+
+    Returns:
+        `dict[str, Dataset]`:
+            `"forget"`, unless nothing is left of it, and `"retain"`.
+    """
+    rows = load_configuration(dataset_name, target_split)
+    if left_out is not None:
+        unseen = load_configuration(dataset_name, left_out)
+        rows = [row for row in rows if row not in unseen]
+    sets = {"forget": Dataset.from_list(rows)} if rows else {}
+    return sets | {"retain": retain_set(dataset_name, target_split, max_retain_samples)}

@@ -1,0 +1,101 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""How long a comparison takes, roughly: tokens, floating-point operations a token, and how many of them this machine does."""
+
+import time
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from unlearn_eval.questions import load_configuration
+from unlearn_eval.results import read_json
+
+from .config import TRAINED_COMMANDS, CompareConfig
+from .data import learnt_sets
+from .plan import DONE_FILE, Job
+
+
+# Shares of the matrix product's speed that training and scoring reach, and tokens of a question, an answer and a prompt's
+# template. Finished jobs correct what is wrong with them.
+_UTILISATION = 0.3
+_TOKENS = 90
+_ANSWERS = 7  # of a question in the evaluation: the true one, its paraphrase, five wrong ones
+_OTHER_QUESTIONS = 400 + 217  # retained ones, real authors, world facts
+
+
+class Estimate:
+    """
+    Seconds that jobs take.
+
+    Args:
+        config ([`CompareConfig`]):
+            Configuration.
+        jobs (`list[Job]`):
+            The plan; what is done already corrects the rest.
+    """
+
+    def __init__(self, config: CompareConfig, jobs: list[Job]):
+        self.config = config
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model_name_or_path))
+        self.flops_per_token = 2 * sum(parameter.numel() for parameter in model.parameters())
+        self.speed = _UTILISATION * matmul_speed(config.use_cpu)
+        self.sizes = {
+            split: len(load_configuration(config.dataset_name, split))
+            for split in {*config.splits, config.target_split}
+        }
+        finished = [(read_json(job.folder / DONE_FILE)["seconds"], self._rough(job)) for job in jobs if job.is_done]
+        self.correction = sum(one for one, _ in finished) / sum(one for _, one in finished) if finished else 1.0
+
+    def seconds(self, job: Job) -> float:
+        """Estimate for a job, as if nothing of it were done."""
+        return self.correction * self._rough(job)
+
+    def _rough(self, job: Job) -> float:
+        # A training step is three forward passes' work.
+        forward = {"finetune": self._finetune, "evaluate": self._evaluate, "unlearn": self._unlearn}[job.kind]
+        return max(1.0, forward(job.settings) * self.flops_per_token / self.speed)
+
+    def _finetune(self, settings: dict[str, Any]) -> float:
+        if "left_out" in settings:
+            names = ("dataset_name", "target_split", "left_out", "max_retain_samples")
+            size = sum(map(len, learnt_sets(*(settings[name] for name in names)).values()))
+        else:
+            size = self.sizes[settings["forget_split"]]
+        return 3 * _TOKENS * size * settings["arguments"].get("num_train_epochs", 3)
+
+    def _evaluate(self, settings: dict[str, Any]) -> float:
+        questions = self.sizes[settings["forget_split"]] + _OTHER_QUESTIONS
+        questions = min(questions, 5 * settings["evaluation"].get("max_samples", questions))
+        generated = 2 if settings["evaluation"].get("max_new_tokens", 200) else 1
+        return generated * questions * _ANSWERS * _TOKENS / 2
+
+    def _unlearn(self, settings: dict[str, Any]) -> float:
+        full = self._evaluate(settings)
+        if settings["command"] not in TRAINED_COMMANDS:
+            return full
+        size = self.sizes[settings["forget_split"]]
+        samples = size * (1 if settings["retain"] == "none" else 2)
+        scored = (size + self.config.epoch_retain_samples) * _ANSWERS * _TOKENS / 2
+        return settings["arguments"].get("num_train_epochs", 10) * (3 * _TOKENS * samples + scored) + 2 * full
+
+
+def matmul_speed(use_cpu: bool) -> float:
+    """Floating-point operations a second in a bfloat16 matrix product."""
+    device = "cpu" if use_cpu or not torch.cuda.is_available() else "cuda"
+    size = 1024 if device == "cpu" else 8192
+    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def in_words(seconds: float) -> str:
+    """A duration, such as `"1 h 05 min"`."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "< 1 min"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,201 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""From a configuration to jobs in the order of their value: each a model, an evaluation or a run, in a folder of its own."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.fingerprint import hash_json
+from unlearn_eval.results import read_json
+
+from .config import AUGMENTED_COMMANDS, CompareConfig
+
+
+JOB_FILE, HISTORY_FILE, DONE_FILE = "job.json", "history.json", "done.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    Something to compute.
+
+    Args:
+        name (`str`):
+            Name, unique among the jobs.
+        kind (`str`):
+            What the worker does: `"finetune"`, `"evaluate"` or `"unlearn"`.
+        folder (`Path`):
+            Where its result goes.
+        settings (`dict`):
+            Everything that decides the result, in JSON's types.
+        needs (`tuple[str]`):
+            Names of the jobs that must be done before.
+        row (`dict`, *optional*):
+            The columns by which its result is known in the table; models have none.
+        options (`dict`, *optional*):
+            What may differ from an earlier start: it decides nothing but what is kept.
+    """
+
+    name: str
+    kind: str
+    folder: Path
+    settings: dict[str, Any]
+    needs: tuple[str, ...] = ()
+    row: dict[str, Any] | None = None
+    options: dict[str, Any] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / DONE_FILE).is_file()
+
+
+def make_plan(config: CompareConfig) -> list[Job]:
+    """
+    All jobs of a comparison, in the order in which they are started: the references, then the runs seed by seed, each
+    after what it needs.
+
+    Args:
+        config ([`CompareConfig`]):
+            Configuration.
+
+    Returns:
+        `list[Job]`:
+            The jobs.
+    """
+    plan = _Plan(config)
+    for split in sorted(config.splits):
+        plan.add_reference("retain", split)
+        plan.add_reference("target", split)
+    for seed in sorted({seed for run in config.runs for seed in run["seeds"]}, key=_first_use(config)):
+        for split in sorted(config.splits):
+            for run in config.runs:
+                if seed in run["seeds"]:
+                    plan.add_run(run, split, seed)
+    return list(plan.jobs.values())
+
+
+def check_folders(jobs: list[Job]) -> None:
+    """Raise where a job's folder holds the result of other settings."""
+    for job in jobs:
+        path = job.folder / JOB_FILE
+        if not path.is_file():
+            continue
+        theirs = read_json(path)
+        if theirs != job.settings:
+            keys = sorted(theirs.keys() | job.settings.keys())
+            different = ", ".join(key for key in keys if theirs.get(key) != job.settings.get(key))
+            raise ValueError(
+                f"`{job.folder}` holds the result of other settings: {different} differ. Choose another `output_dir` (or "
+                "`models_dir`), give the run another `setting`, or remove that folder."
+            )
+
+
+class _Plan:
+    def __init__(self, config: CompareConfig):
+        self.config, self.jobs = config, {}
+        self.output_dir, self.models_dir = Path(config.output_dir), Path(config.models_dir)
+
+    def add_reference(self, method: str, split: str) -> None:
+        """Target or retain-only model, and its evaluation on a split."""
+        name, retain_logs, needs = f"{method}-{split}", None, (self._model(method, split),)
+        if method == "target":
+            retain_logs, needs = self._log(split), (*needs, f"retain-{split}")
+        settings = {
+            "model": self._model_path(method, split),
+            "forget_split": split,
+            "retain_logs": retain_logs,
+            "evaluation": self._evaluation(),
+        }
+        row = {"split": split, "method": method, "setting": None, "seed": None}
+        self._add(name, "evaluate", self.output_dir / "references" / name, settings, needs, row)
+
+    def add_run(self, run: dict[str, Any], split: str, seed: int) -> None:
+        """A method's run with one seed."""
+        config, command = self.config, run["command"]
+        setting = "" if run["setting"] is None else f"-{_slug(run['setting'])}"
+        name = f"{split}-{run['method']}{setting}-seed{seed}"
+        needs = (self._model("target", split), f"retain-{split}")
+        settings = {
+            "command": command,
+            "model": self._model_path("target", split),
+            "forget_split": split,
+            "retain": run["retain"],
+            "max_retain_samples": config.max_retain_samples,
+            "seed": seed,
+            "arguments": (config.common if command not in ("task-vector", "teacher") else {})
+            | config.settings_of(run),
+            "refusals_path": config.refusals_path if command in ("idk", "dpo") else None,
+            "retain_logs": self._log(split),
+            "evaluation": self._evaluation(),
+            "epoch_retain_samples": config.epoch_retain_samples,
+        }
+        options = {
+            "keep_models": config.keep_models,
+            "case_study": {"questions": config.case_study_questions, "prompts": config.case_study_prompts},
+        }
+        if command in AUGMENTED_COMMANDS:
+            augmented = self._augmented(run, split, seed)
+            needs, settings["augmented_model"] = (*needs, augmented), str(self.jobs[augmented].folder)
+        row = {"split": split, "method": run["method"], "setting": run["setting"], "seed": seed}
+        self._add(name, "unlearn", self.output_dir / "runs" / name, settings, needs, row, options)
+
+    def _evaluation(self) -> dict[str, Any]:
+        return {"dataset_name": self.config.dataset_name} | self.config.evaluation
+
+    def _log(self, split: str) -> str:
+        return str(self.output_dir / "references" / f"retain-{split}" / "TOFU_EVAL.json")
+
+    def _model_path(self, method: str, split: str) -> str:
+        given = self.config.target_model_name_or_path if method == "target" else None
+        if method == "retain":
+            given = self.config.retain_model_name_or_path.get(split)
+        if given is not None:
+            return given
+        return str(self.models_dir / ("target" if method == "target" else f"retain-{split}"))
+
+    def _model(self, method: str, split: str) -> str | None:
+        """Add the fine-tuning of a reference model, unless it is given."""
+        path, config = self._model_path(method, split), self.config
+        if path in (config.target_model_name_or_path, config.retain_model_name_or_path.get(split)):
+            return None
+        settings = {
+            "model": config.model_name_or_path,
+            "dataset_name": config.dataset_name,
+            "target_split": config.target_split,
+            "left_out": split if method == "retain" else None,
+            "max_retain_samples": config.max_retain_samples,
+            "arguments": config.finetune,
+        }
+        name = "model-target" if method == "target" else f"model-retain-{split}"
+        return self._add(name, "finetune", Path(path), settings, ())
+
+    def _augmented(self, run: dict[str, Any], split: str, seed: int) -> str:
+        """Add the training of an augmented model; runs that need the same share it."""
+        target = self._model("target", split)
+        arguments = self.config.finetune | {"seed": seed} | self.config.augment | run.get("augment", {})
+        settings = {
+            "model": self._model_path("target", split),
+            "dataset_name": self.config.dataset_name,
+            "forget_split": split,
+            "arguments": arguments,
+        }
+        name = f"augmented-{split}-seed{seed}-{hash_json(arguments)[:8]}"
+        return self._add(f"model-{name}", "finetune", self.models_dir / name, settings, (target,))
+
+    def _add(self, name, kind, folder, settings, needs, row=None, options=None) -> str:
+        needs = tuple(dict.fromkeys(need for need in needs if need is not None))
+        # What it is made from is part of what it is.
+        settings = settings | {"needs": {need: hash_json(self.jobs[need].settings) for need in needs}}
+        self.jobs.setdefault(name, Job(name, kind, folder, settings, needs, row, options))
+        return name
+
+
+def _first_use(config: CompareConfig):
+    order = list(dict.fromkeys(seed for run in config.runs for seed in run["seeds"]))
+    return order.index
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -1,0 +1,212 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""
+Does one job, in a process of its own: `python -m trl_rkld.compare.worker FOLDER`, where `FOLDER/task.json` says what.
+
+Whatever was finished before a kill is not done again: a training goes on from its last epoch, an evaluation from its
+journal.
+"""
+
+import gc
+import importlib
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.results import EVAL_FILE, read_json, write_json
+
+from .arguments import parse
+from .config import TRAINED_COMMANDS
+from .data import forget_set, learnt_sets, retain_set
+from .plan import DONE_FILE, HISTORY_FILE
+
+
+def main(folder: Path) -> None:
+    """
+    Do the job of a folder.
+
+    Args:
+        folder (`Path`):
+            The job's folder.
+    """
+    start = time.monotonic()
+    task = read_json(folder / "task.json")
+    {"finetune": finetune, "evaluate": evaluate_reference, "unlearn": unlearn}[task["kind"]](folder, **task)
+    write_json(folder / DONE_FILE, {"seconds": round(time.monotonic() - start)})
+
+
+def finetune(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) -> None:
+    """Fine-tune the target, a retain-only or an augmented model into the folder itself."""
+    from ..scripts.finetune import make_trainer
+
+    if "left_out" in settings:
+        names = ("dataset_name", "target_split", "left_out", "max_retain_samples")
+        sets = learnt_sets(*(settings[name] for name in names))
+    else:
+        sets = {"forget": forget_set(settings["dataset_name"], settings["forget_split"])}
+    arguments = settings["arguments"]
+    seed = {"seed": arguments["seed"]} if "seed" in arguments else {}
+    arguments = {key: value for key, value in arguments.items() if key != "seed"}
+    parsed = parse("finetune", "`finetune`", arguments, **_trained(settings["model"], folder, use_cpu), **seed)
+    trainer = make_trainer(sets, *parsed)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    trainer.save_model(str(folder))
+    _remove_checkpoints(folder)
+
+
+def evaluate_reference(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) -> None:
+    """The full evaluation of target or retain-only model."""
+    _evaluate(settings["model"], folder, settings)
+
+
+def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use_cpu: bool, **_: Any) -> None:
+    """Unlearn, evaluate each epoch, and the chosen and the last epoch in full."""
+    models = folder / "model"
+    if not (folder / HISTORY_FILE).is_file():
+        if settings["command"] in TRAINED_COMMANDS:
+            history = _train(models, settings, use_cpu)
+        else:
+            history = _compute(models, settings)
+        write_json(folder / HISTORY_FILE, history)
+    history = read_json(folder / HISTORY_FILE)
+    names = {"chosen": history["chosen"], "last": history["last"]}
+    for name, epoch in names.items():
+        if name == "last" and epoch == names["chosen"]:
+            continue  # one model, one evaluation
+        _evaluate(str(models / ("best" if name == "chosen" else "last")), folder / name, settings)
+    if not options["keep_models"]:
+        shutil.rmtree(models, ignore_errors=True)
+
+
+def _train(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, Any]:
+    from .peak import PeakCallback
+
+    trainer = make_unlearning_trainer(settings, models, use_cpu)
+    evaluation = settings["evaluation"]
+    callback = PeakCallback(
+        trainer,
+        dataset_name=evaluation["dataset_name"],
+        forget_split=settings["forget_split"],
+        retain_logs=settings["retain_logs"],
+        max_samples=evaluation.get("max_samples"),
+        max_retain_samples=settings["epoch_retain_samples"],
+        system_prompt=evaluation.get("system_prompt"),
+        date_string=evaluation.get("date_string"),
+        question_template=evaluation.get("question_template"),
+        dtype=evaluation.get("dtype", "auto"),
+    )
+    trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(models))
+    trainer.save_model(str(models / "last"))
+    result = {"epochs": callback.history[1:], "chosen": callback.best["epoch"], "last": callback.history[-1]["epoch"]}
+    _remove_checkpoints(models)
+    del trainer, callback
+    gc.collect()
+    return result
+
+
+def make_unlearning_trainer(settings: dict[str, Any], folder: Path, use_cpu: bool) -> Any:
+    """
+    The trainer of a run.
+
+    Args:
+        settings (`dict`):
+            The job's settings.
+        folder (`Path`):
+            `output_dir` of the trainer.
+        use_cpu (`bool`):
+            Whether to leave GPUs alone.
+
+    Returns:
+        [`~transformers.Trainer`]:
+            One of ours, or of TRL.
+    """
+    command, arguments = settings["command"], settings["arguments"]
+    dataset_name, split = settings["evaluation"]["dataset_name"], settings["forget_split"]
+    forget, retain = forget_set(dataset_name, split), None
+    if settings["retain"] != "none":
+        retain = retain_set(dataset_name, split, settings["max_retain_samples"])
+    ours = _trained(settings["model"], folder, use_cpu) | {"seed": settings["seed"]}
+    where = f"`runs`, {command}"
+    if command in ("idk", "dpo"):
+        script = importlib.import_module(f"..scripts.{command}", __package__)
+        parsed = parse(command, where, arguments, **ours, refusals_path=settings["refusals_path"])
+        return script.make_trainer(*parsed, forget_set=forget, retain_set=retain)
+
+    from ..methods import method_class
+    from ..scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+
+    ours["retain_loss_type"] = None if retain is None else settings["retain"]
+    _, training_args, model_args = parse(command, where, arguments, **ours)
+    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
+    model_arguments = trainer_model_arguments(model_args, init_kwargs)
+    training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
+    if "augmented_model" in settings:
+        model_arguments["augmented_model"] = settings["augmented_model"]
+    return method_class(command, "Trainer")(
+        **model_arguments,
+        args=training_args,
+        train_dataset=forget,
+        retain_dataset=retain,
+        processing_class=load_tokenizer(model_args, training_args.trust_remote_code),
+    )
+
+
+def _compute(models: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Task arithmetic: one model, no epochs."""
+    from ..scripts.task_vector import subtract
+
+    shutil.rmtree(models, ignore_errors=True)
+    subtract(settings["model"], settings["augmented_model"], str(models / "best"), **settings["arguments"])
+    return {"epochs": [], "chosen": None, "last": None}
+
+
+def _trained(model: str, folder: Path, use_cpu: bool) -> dict[str, Any]:
+    return {
+        "model_name_or_path": model,
+        "output_dir": str(folder),
+        "use_cpu": use_cpu or None,
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "report_to": "none",
+    }
+
+
+def _evaluate(model: str, folder: Path, settings: dict[str, Any]) -> None:
+    if (folder / EVAL_FILE).is_file():
+        return
+
+    from unlearn_eval import evaluate
+
+    evaluate(
+        model,
+        output_dir=str(folder),
+        forget_split=settings["forget_split"],
+        retain_logs=settings["retain_logs"],
+        **settings["evaluation"],
+    )
+
+
+def _last_checkpoint(folder: Path) -> bool | None:
+    from ..run_record import checkpoints
+
+    return True if checkpoints(str(folder)) else None
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+def _die_with_parent() -> None:
+    """The parent holds the other end of the standard input: when it is killed, so is this process."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    main(Path(sys.argv[1]))

@@ -1,0 +1,97 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""
+Compare unlearning methods: train the references, unlearn by each method, evaluate every epoch, write table and figure.
+
+```bash
+trl-rkld compare --config smollm2-135m/tofu/compare
+```
+
+Killed at any moment and started again, it goes on where it was, and ends with the same CSV.
+"""
+
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..compare.checks import check_everything
+from ..compare.config import CompareConfig
+from ..compare.estimate import Estimate, in_words
+from ..compare.plan import Job, make_plan
+from ..compare.runner import devices, run_jobs
+from ..compare.table import write_results
+from ..recipes_index import resolve_recipe
+
+
+def run(arguments: list[str]) -> int:
+    """
+    Run `trl-rkld compare`.
+
+    Args:
+        arguments (`list[str]`):
+            Command-line arguments.
+
+    Returns:
+        `int`:
+            Exit code: 1 where a job failed.
+    """
+    (config,) = make_parser().parse_args_and_config(resolve_recipe(arguments), fail_with_unknown_args=True)
+    jobs = make_plan(config)
+    check_everything(config, jobs)
+    free = devices(config.use_cpu)
+    show_plan(jobs, Estimate(config, jobs), len(free))
+    if config.dry_run:
+        return 0
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    # Two comparisons may share models, so that one waits for the other.
+    lock = FileLock(Path(config.models_dir).absolute().with_suffix(".lock"))
+    try:
+        with lock.acquire(timeout=0):
+            failed = _run(config, jobs, free, output_dir)
+    except Timeout:
+        raise ValueError(
+            f"Another comparison with `models_dir={config.models_dir}` is running. Wait for it."
+        ) from None
+    for path in write_results(jobs, output_dir):
+        print(f"💾 {path}")
+    if failed:
+        print(
+            f"{len(failed)} jobs failed or could not start: {', '.join(job.name for job in failed)}. Start again for them."
+        )
+    return 1 if failed else 0
+
+
+def _run(config: CompareConfig, jobs: list[Job], free: list[str], output_dir: Path) -> list[Job]:
+    def on_done(job: Job, seconds: float) -> None:
+        write_results(jobs, output_dir)
+        estimate = Estimate(config, jobs)
+        left = sum(estimate.seconds(job) for job in jobs if not job.is_done) / len(free)
+        done = sum(job.is_done for job in jobs)
+        print(
+            f"{time.strftime('%H:%M')} ✓ {job.name} ({in_words(seconds)}); {done} of {len(jobs)}, about {in_words(left)} left",
+            flush=True,
+        )
+
+    return run_jobs(jobs, free, on_done)
+
+
+def show_plan(jobs: list[Job], estimate: Estimate, num_devices: int) -> None:
+    """Print the jobs in the order in which they are started, and how long they take."""
+    print("Plan, in the order of value:")
+    total = 0.0
+    for job in jobs:
+        seconds = 0.0 if job.is_done else estimate.seconds(job)
+        total += seconds
+        print(f"  {job.name:<60} {'done' if job.is_done else in_words(seconds)}")
+    print(
+        f"About {in_words(total / num_devices)} on {num_devices} device(s). An estimate: finished jobs correct it.",
+        flush=True,
+    )
+
+
+def make_parser(prog: str = "trl-rkld compare"):
+    """The command's parser."""
+    from trl import TrlParser
+
+    return TrlParser(CompareConfig, prog=prog, allow_abbrev=False)
