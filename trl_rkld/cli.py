@@ -4,10 +4,9 @@
 import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 from .methods import METHODS
-from .recipes_index import list_recipes, recipe_path, run_recipes
+from .recipes_index import resolve_recipe, run_recipes
 
 
 TRAINING_COMMANDS = {method: text for method, (_, text) in METHODS.items()} | {
@@ -16,6 +15,7 @@ TRAINING_COMMANDS = {method: text for method, (_, text) in METHODS.items()} | {
 COMMANDS = {
     "merge": "merge an adapter into its base (4-bit: into the dequantised base)",
     "demo": "fine-tune, unlearn and compare a small model on the spot (a few minutes, no network)",
+    "compare": "compare methods on TOFU: train, unlearn, evaluate every epoch, table and figure",
     "eval": "evaluate models and adapters on TOFU, or on records of your own",
     "rescore": "recompute the aggregates of a TOFU log from its per-item values",
     "plot": "draw forget quality against model utility, from result logs or a CSV",
@@ -64,7 +64,7 @@ def _launch(command: str, arguments: list[str]) -> int:
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
     from trl.cli.commands.training import _subtract_subsequence
 
-    arguments = _resolve_recipe(arguments)
+    arguments = resolve_recipe(arguments)
     # One script serves all methods, and is told which.
     script, first = ("unlearn", [command]) if command in METHODS else (command, [])
     module = importlib.import_module(f".scripts.{script}", __package__)
@@ -86,19 +86,6 @@ def _launch(command: str, arguments: list[str]) -> int:
     except subprocess.CalledProcessError as error:  # the script has said why
         return error.returncode
     return 0
-
-
-def _resolve_recipe(arguments: list[str]) -> list[str]:
-    """Let `--config` name a recipe as well as a file."""
-    if "--config" in arguments[:-1]:
-        value = arguments.index("--config") + 1
-        if not Path(arguments[value]).is_file():
-            if arguments[value] not in list_recipes():
-                raise ValueError(
-                    f"`--config {arguments[value]}` is neither a file nor a recipe. `trl-rkld recipes` lists them."
-                )
-            arguments = [*arguments[:value], str(recipe_path(arguments[value])), *arguments[value + 1 :]]
-    return arguments
 
 
 if __name__ == "__main__":

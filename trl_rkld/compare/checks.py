@@ -65,10 +65,10 @@ def _check_data(config: CompareConfig) -> None:
             if name != "holdout":
                 tofu_questions(name, rows[:1], tokenizer, template, "question")
         retain_set(config.dataset_name, split, config.max_retain_samples)
-        if config.target_model_name_or_path is None:
-            learnt_sets(config.dataset_name, config.target_split, split, config.max_retain_samples)
-        for index in config.case_study_questions:
+        for index in config.case_study["questions"]:
             if not 0 <= index < len(load_tofu(config.dataset_name, split)["forget"]):
-                raise ValueError(f"`case_study_questions` has {index}, which is no row of {split}.")
+                raise ValueError(f"`questions` of `case_study` has {index}, which is no row of {split}.")
+    if config.target_model_name_or_path is None:
+        learnt_sets(config.dataset_name, config.target_split, config.target_split, config.max_retain_samples)
     if config.refusals_path is not None and not Path(config.refusals_path).is_file():
         raise FileNotFoundError(f"`refusals_path={config.refusals_path!r}` does not exist.")

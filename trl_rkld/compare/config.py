@@ -67,11 +67,10 @@ class CompareConfig:
             File of refusals for `idk` and `dpo`, one a line.
         use_cpu (`bool`, *optional*, defaults to `False`):
             Whether to leave GPUs alone.
-        case_study_questions (`list[int]`, *optional*, defaults to `[]`):
-            Rows of the forget set whose questions and answers, before and after, go into `case_study.md`: texts that are
-            to be forgotten, so none by default.
-        case_study_prompts (`list[str]`, *optional*, defaults to `[]`):
-            Beginnings of sentences, such as `"Ana Torres was born in"`, whose likeliest next words go there, too.
+        case_study (`dict`, *optional*):
+            What goes into `case_study.md`: `questions`, rows of the forget set whose answers before and after are written,
+            and `beginnings`, each with a `question` and the beginning of its `answer`, whose likeliest next words are.
+            These are texts that are to be forgotten, so none by default.
         keep_models (`bool`, *optional*, defaults to `False`):
             Whether to keep the unlearned models. The target, retain-only and augmented ones stay in `models_dir`.
         dry_run (`bool`, *optional*, defaults to `False`):
@@ -109,12 +108,7 @@ class CompareConfig:
     )
     refusals_path: str | None = field(default=None, metadata={"help": "File of refusals, one a line."})
     use_cpu: bool = field(default=False, metadata={"help": "Whether to leave GPUs alone."})
-    case_study_questions: list[int] = field(
-        default_factory=list, metadata={"help": "Rows of the forget set whose texts go into case_study.md."}
-    )
-    case_study_prompts: list[str] = field(
-        default_factory=list, metadata={"help": "Beginnings whose likeliest next words go into case_study.md."}
-    )
+    case_study: dict = field(default_factory=dict, metadata={"help": "What goes into case_study.md, texts included."})
     keep_models: bool = field(default=False, metadata={"help": "Whether to keep the unlearned models."})
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, and stop."})
 
@@ -133,6 +127,13 @@ class CompareConfig:
         if max(self.splits) > self.target_split:
             raise ValueError(
                 f"`target_split={self.target_split}` is smaller than {max(self.splits)}, which the target must have learnt."
+            )
+        self.case_study = {"questions": [], "beginnings": []} | self.case_study
+        if set(self.case_study) != {"questions", "beginnings"}:
+            raise ValueError("`case_study` takes `questions` and `beginnings`.")
+        if any(set(one) != {"question", "answer"} for one in self.case_study["beginnings"]):
+            raise ValueError(
+                "Each of `beginnings` in `case_study` takes a `question` and the beginning of its `answer`."
             )
         self.models_dir = self.models_dir or f"{self.output_dir}/models"
         self.runs = [self._checked(run, index) for index, run in enumerate(self.runs)]

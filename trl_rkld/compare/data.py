@@ -39,28 +39,24 @@ def retain_set(dataset_name: str, split: str, max_retain_samples: int | None) ->
 
 
 def learnt_sets(
-    dataset_name: str, target_split: str, left_out: str | None, max_retain_samples: int | None
+    dataset_name: str, forget_split: str | None, retain_split: str, max_retain_samples: int | None
 ) -> dict[str, Dataset]:
     """
-    What the target learns, or a retain-only model: the same without one split.
+    What the target learns, or a retain-only model.
 
     Args:
         dataset_name (`str`):
             TOFU: Hub id, or a folder with its files.
-        target_split (`str`):
-            Largest split that the target learns.
-        left_out (`str`, *optional*):
-            Split that the model never sees.
+        forget_split (`str`, *optional*):
+            Forget split that the model learns; none for a retain-only model.
+        retain_split (`str`):
+            Forget split whose retain set it learns.
         max_retain_samples (`int`, *optional*):
             See [`retain_set`].
 
     Returns:
         `dict[str, Dataset]`:
-            `"forget"`, unless nothing is left of it, and `"retain"`.
+            `"forget"`, if there is one, and `"retain"`.
     """
-    rows = load_configuration(dataset_name, target_split)
-    if left_out is not None:
-        unseen = load_configuration(dataset_name, left_out)
-        rows = [row for row in rows if row not in unseen]
-    sets = {"forget": Dataset.from_list(rows)} if rows else {}
-    return sets | {"retain": retain_set(dataset_name, target_split, max_retain_samples)}
+    sets = {} if forget_split is None else {"forget": forget_set(dataset_name, forget_split)}
+    return sets | {"retain": retain_set(dataset_name, retain_split, max_retain_samples)}

@@ -57,8 +57,8 @@ class Estimate:
         return max(1.0, forward(job.settings) * self.flops_per_token / self.speed)
 
     def _finetune(self, settings: dict[str, Any]) -> float:
-        if "left_out" in settings:
-            names = ("dataset_name", "target_split", "left_out", "max_retain_samples")
+        if settings["retain_split"] is not None:
+            names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
             size = sum(map(len, learnt_sets(*(settings[name] for name in names)).values()))
         else:
             size = self.sizes[settings["forget_split"]]

@@ -109,7 +109,7 @@ class _Plan:
             "evaluation": self._evaluation(),
         }
         row = {"split": split, "method": method, "setting": None, "seed": None}
-        self._add(name, "evaluate", self.output_dir / "references" / name, settings, needs, row)
+        self._add(name, "evaluate", self.output_dir / "references" / name, settings, needs, row, self._options())
 
     def add_run(self, run: dict[str, Any], split: str, seed: int) -> None:
         """A method's run with one seed."""
@@ -131,18 +131,17 @@ class _Plan:
             "evaluation": self._evaluation(),
             "epoch_retain_samples": config.epoch_retain_samples,
         }
-        options = {
-            "keep_models": config.keep_models,
-            "case_study": {"questions": config.case_study_questions, "prompts": config.case_study_prompts},
-        }
         if command in AUGMENTED_COMMANDS:
             augmented = self._augmented(run, split, seed)
             needs, settings["augmented_model"] = (*needs, augmented), str(self.jobs[augmented].folder)
         row = {"split": split, "method": run["method"], "setting": run["setting"], "seed": seed}
-        self._add(name, "unlearn", self.output_dir / "runs" / name, settings, needs, row, options)
+        self._add(name, "unlearn", self.output_dir / "runs" / name, settings, needs, row, self._options())
 
     def _evaluation(self) -> dict[str, Any]:
         return {"dataset_name": self.config.dataset_name} | self.config.evaluation
+
+    def _options(self) -> dict[str, Any]:
+        return {"keep_models": self.config.keep_models, "case_study": self.config.case_study}
 
     def _log(self, split: str) -> str:
         return str(self.output_dir / "references" / f"retain-{split}" / "TOFU_EVAL.json")
@@ -153,23 +152,25 @@ class _Plan:
             given = self.config.retain_model_name_or_path.get(split)
         if given is not None:
             return given
-        return str(self.models_dir / ("target" if method == "target" else f"retain-{split}"))
+        # Where the first rows of `full` are the retain set of every split, one retain-only model serves all.
+        shared = method == "target" or self.config.max_retain_samples is not None
+        return str(self.models_dir / (method if shared else f"{method}-{split}"))
 
     def _model(self, method: str, split: str) -> str | None:
         """Add the fine-tuning of a reference model, unless it is given."""
         path, config = self._model_path(method, split), self.config
         if path in (config.target_model_name_or_path, config.retain_model_name_or_path.get(split)):
             return None
+        shared = method == "target" or config.max_retain_samples is not None
         settings = {
             "model": config.model_name_or_path,
             "dataset_name": config.dataset_name,
-            "target_split": config.target_split,
-            "left_out": split if method == "retain" else None,
+            "forget_split": config.target_split if method == "target" else None,
+            "retain_split": config.target_split if shared else split,
             "max_retain_samples": config.max_retain_samples,
             "arguments": config.finetune,
         }
-        name = "model-target" if method == "target" else f"model-retain-{split}"
-        return self._add(name, "finetune", Path(path), settings, ())
+        return self._add(f"model-{Path(path).name}", "finetune", Path(path), settings, ())
 
     def _augmented(self, run: dict[str, Any], split: str, seed: int) -> str:
         """Add the training of an augmented model; runs that need the same share it."""
@@ -179,6 +180,7 @@ class _Plan:
             "model": self._model_path("target", split),
             "dataset_name": self.config.dataset_name,
             "forget_split": split,
+            "retain_split": None,
             "arguments": arguments,
         }
         name = f"augmented-{split}-seed{seed}-{hash_json(arguments)[:8]}"

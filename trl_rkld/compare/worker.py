@@ -19,6 +19,7 @@ from typing import Any
 from unlearn_eval.results import EVAL_FILE, read_json, write_json
 
 from .arguments import parse
+from .case_study import examine
 from .config import TRAINED_COMMANDS
 from .data import forget_set, learnt_sets, retain_set
 from .plan import DONE_FILE, HISTORY_FILE
@@ -42,8 +43,8 @@ def finetune(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) ->
     """Fine-tune the target, a retain-only or an augmented model into the folder itself."""
     from ..scripts.finetune import make_trainer
 
-    if "left_out" in settings:
-        names = ("dataset_name", "target_split", "left_out", "max_retain_samples")
+    if settings["retain_split"] is not None:
+        names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
         sets = learnt_sets(*(settings[name] for name in names))
     else:
         sets = {"forget": forget_set(settings["dataset_name"], settings["forget_split"])}
@@ -57,9 +58,10 @@ def finetune(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) ->
     _remove_checkpoints(folder)
 
 
-def evaluate_reference(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) -> None:
+def evaluate_reference(folder: Path, settings: dict[str, Any], options: dict[str, Any], **_: Any) -> None:
     """The full evaluation of target or retain-only model."""
     _evaluate(settings["model"], folder, settings)
+    examine(settings["model"], folder, settings, options["case_study"])
 
 
 def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use_cpu: bool, **_: Any) -> None:
@@ -77,6 +79,7 @@ def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use
         if name == "last" and epoch == names["chosen"]:
             continue  # one model, one evaluation
         _evaluate(str(models / ("best" if name == "chosen" else "last")), folder / name, settings)
+    examine(str(models / "best"), folder / "chosen", settings, options["case_study"])
     if not options["keep_models"]:
         shutil.rmtree(models, ignore_errors=True)
 

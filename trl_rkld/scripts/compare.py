@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..compare.case_study import write_case_study
 from ..compare.checks import check_everything
 from ..compare.config import CompareConfig
 from ..compare.estimate import Estimate, in_words
@@ -53,8 +54,9 @@ def run(arguments: list[str]) -> int:
         raise ValueError(
             f"Another comparison with `models_dir={config.models_dir}` is running. Wait for it."
         ) from None
-    for path in write_results(jobs, output_dir):
-        print(f"💾 {path}")
+    for path in [*write_results(jobs, output_dir), write_case_study(jobs, output_dir)]:
+        if path is not None:
+            print(f"💾 {path}")
     if failed:
         print(
             f"{len(failed)} jobs failed or could not start: {', '.join(job.name for job in failed)}. Start again for them."

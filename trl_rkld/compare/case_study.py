@@ -1,0 +1,120 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""
+The case study of the RKLD paper: answers before and after, and the likeliest next words of a sentence's beginning.
+
+The only part of a comparison that writes texts of the forget set, and only where it is asked for.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlearn_eval import EvalConfig
+from unlearn_eval.backends import GenerateRequest
+from unlearn_eval.checkpoints import resolve_checkpoint, transformers_backends
+from unlearn_eval.questions import load_configuration
+from unlearn_eval.results import markdown_table, read_json, write_atomically, write_json
+
+from .plan import Job
+
+
+FILE = "case_study.json"
+_TOP = 5
+
+
+@torch.inference_mode()
+def examine(model: str, folder: Path, settings: dict[str, Any], case_study: dict[str, Any]) -> None:
+    """
+    Ask a model, and write what it says to `case_study.json`.
+
+    Args:
+        model (`str`):
+            Folder or Hub id of a model or an adapter.
+        folder (`Path`):
+            Where to.
+        settings (`dict`):
+            The job's settings: split and evaluation.
+        case_study (`dict`):
+            `"questions"`, rows of the forget set, and `"beginnings"`, each with a `"question"` and the beginning of its
+            `"answer"`.
+    """
+    if not any(case_study.values()) or (folder / FILE).is_file():
+        return
+    evaluation = {key: value for key, value in settings["evaluation"].items() if key != "backend"}
+    config = EvalConfig(model_name_or_path=[model], output_dir=str(folder), backend="transformers", **evaluation)
+    checkpoint = resolve_checkpoint(model, config)
+    tokenizer = checkpoint.tokenizer(False)
+    rows = load_configuration(config.dataset_name, settings["forget_split"])
+    asked = [(rows[index]["question"], rows[index]["answer"]) for index in case_study["questions"]]
+    tokens = [config.template.tokenize(tokenizer, *one) for one in asked]
+    end_ids = {tokenizer.eos_token_id, *(one.answer_ids[-1] for one in tokens)}
+    with transformers_backends([checkpoint], config, sorted(end_ids), None) as activate:
+        backend = activate(checkpoint)
+        answers = dict(backend.generate([GenerateRequest(one.prompt_ids, config.max_new_tokens) for one in tokens]))
+        completions = [_completions(backend.model, tokenizer, one, config) for one in case_study["beginnings"]]
+    write_json(
+        folder / FILE,
+        {
+            "answers": [
+                {"question": question, "true": true, "answer": tokenizer.decode(answers[i], skip_special_tokens=True)}
+                for i, (question, true) in enumerate(asked)
+            ],
+            "completions": completions,
+        },
+    )
+
+
+def _completions(model, tokenizer, beginning: dict[str, str], config: EvalConfig) -> dict[str, Any]:
+    tokens = config.template.tokenize(tokenizer, beginning["question"], beginning["answer"])
+    ids = torch.tensor(
+        [tokens.prompt_ids + tokens.answer_ids[:-1]], device=model.device
+    )  # without the end of the turn
+    top = model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1).topk(_TOP)
+    words = [tokenizer.decode([token]).strip() for token in top.indices.tolist()]
+    return beginning | {"top": list(zip(words, top.values.tolist(), strict=True))}
+
+
+def write_case_study(jobs: list[Job], output_dir: Path) -> Path | None:
+    """
+    Write `case_study.md`: what target, retain-only model and each method's chosen epoch (first seed) say.
+
+    Args:
+        jobs (`list[Job]`):
+            The plan.
+        output_dir (`Path`):
+            Folder.
+
+    Returns:
+        `Path` or `None`:
+            The file, if a case study was asked for.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for job in jobs:
+        path = job.folder / ("chosen" if job.kind == "unlearn" else "") / FILE
+        if job.row is None or not job.is_done or not path.is_file():
+            continue
+        setting = "" if job.row["setting"] is None else f" ({job.row['setting']})"
+        found.setdefault(job.row["split"], {}).setdefault(f"{job.row['method']}{setting}", read_json(path))
+    if not found:
+        return None
+    parts = []
+    for split, by_model in found.items():
+        first = next(iter(by_model.values()))
+        for i, asked in enumerate(first["answers"]):
+            cells = [["model", "answer"], ["(truth)", asked["true"]]]
+            cells += [[name, _cell(one["answers"][i]["answer"])] for name, one in by_model.items()]
+            parts.append(f"## {split}: {asked['question']}\n\n{markdown_table(cells, ['<', '<'])}")
+        for i, asked in enumerate(first["completions"]):
+            cells = [["model", f"likeliest next words after “{asked['answer']}”"]]
+            for name, one in by_model.items():
+                top = one["completions"][i]["top"]
+                cells.append([name, ", ".join(f"{_cell(word)} {p:.3f}" for word, p in top)])
+            parts.append(f"## {split}: {asked['question']}\n\n{markdown_table(cells, ['<', '<'])}")
+    path = output_dir / "case_study.md"
+    write_atomically(path, "\n".join(parts).encode())
+    return path
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
