@@ -51,7 +51,12 @@ def _check_settings(job: Job, config: CompareConfig) -> None:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"`evaluation`: {error}") from None
-    if job.kind == "unlearn" and settings["command"] in TRAINED_COMMANDS:
+    if job.kind != "unlearn":
+        return
+    taken = {"teacher": {"alpha"}, "task-vector": {"scale", "dtype"}}.get(settings["command"])
+    if taken is not None and not taken.issuperset(settings["arguments"]):
+        raise ValueError(f"`runs`, {settings['command']}: it takes no more than {', '.join(sorted(taken))}.")
+    if settings["command"] in TRAINED_COMMANDS:
         where = f"`runs`, {settings['command']} ({job.row['setting']})"
         parse(settings["command"], where, settings["arguments"], **ours, refusals_path=settings["refusals_path"])
 

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval import EvalConfig
+from unlearn_eval.evaluation import run
 from unlearn_eval.results import EVAL_FILE, read_json, write_json
 
 from .arguments import parse
@@ -23,6 +25,10 @@ from .case_study import examine
 from .config import TRAINED_COMMANDS
 from .data import forget_set, learnt_sets, retain_set
 from .plan import DONE_FILE, HISTORY_FILE
+
+
+# The history of what is made in one step.
+NO_EPOCHS = {"epochs": [], "chosen": None, "last": None}
 
 
 def main(folder: Path) -> None:
@@ -66,19 +72,17 @@ def evaluate_reference(folder: Path, settings: dict[str, Any], options: dict[str
 
 def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use_cpu: bool, **_: Any) -> None:
     """Unlearn, evaluate each epoch, and the chosen and the last epoch in full."""
+    if settings["command"] == "teacher":
+        _evaluate_teacher(folder, settings)
+        return
     models = folder / "model"
     if not (folder / HISTORY_FILE).is_file():
-        if settings["command"] in TRAINED_COMMANDS:
-            history = _train(models, settings, use_cpu)
-        else:
-            history = _compute(models, settings)
-        write_json(folder / HISTORY_FILE, history)
+        make = _train if settings["command"] in TRAINED_COMMANDS else _subtract
+        write_json(folder / HISTORY_FILE, make(models, settings, use_cpu))
     history = read_json(folder / HISTORY_FILE)
-    names = {"chosen": history["chosen"], "last": history["last"]}
-    for name, epoch in names.items():
-        if name == "last" and epoch == names["chosen"]:
-            continue  # one model, one evaluation
-        _evaluate(str(models / ("best" if name == "chosen" else "last")), folder / name, settings)
+    _evaluate(str(models / "best"), folder / "chosen", settings)
+    if history["last"] != history["chosen"]:  # else one model, one evaluation
+        _evaluate(str(models / "last"), folder / "last", settings)
     examine(str(models / "best"), folder / "chosen", settings, options["case_study"])
     if not options["keep_models"]:
         shutil.rmtree(models, ignore_errors=True)
@@ -158,13 +162,22 @@ def make_unlearning_trainer(settings: dict[str, Any], folder: Path, use_cpu: boo
     )
 
 
-def _compute(models: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _subtract(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, Any]:
     """Task arithmetic: one model, no epochs."""
     from ..scripts.task_vector import subtract
 
     shutil.rmtree(models, ignore_errors=True)
     subtract(settings["model"], settings["augmented_model"], str(models / "best"), **settings["arguments"])
-    return {"epochs": [], "chosen": None, "last": None}
+    return NO_EPOCHS
+
+
+def _evaluate_teacher(folder: Path, settings: dict[str, Any]) -> None:
+    """The teacher: no model is made."""
+    from .teacher import evaluate_teacher
+
+    alpha = settings["arguments"].get("alpha", 8.0)
+    evaluate_teacher(settings["model"], settings["augmented_model"], alpha, _eval_config(settings, folder / "chosen"))
+    write_json(folder / HISTORY_FILE, NO_EPOCHS)
 
 
 def _trained(model: str, folder: Path, use_cpu: bool) -> dict[str, Any]:
@@ -179,13 +192,13 @@ def _trained(model: str, folder: Path, use_cpu: bool) -> dict[str, Any]:
 
 
 def _evaluate(model: str, folder: Path, settings: dict[str, Any]) -> None:
-    if (folder / EVAL_FILE).is_file():
-        return
+    if not (folder / EVAL_FILE).is_file():
+        run(_eval_config(settings | {"model": model}, folder))
 
-    from unlearn_eval import evaluate
 
-    evaluate(
-        model,
+def _eval_config(settings: dict[str, Any], folder: Path) -> EvalConfig:
+    return EvalConfig(
+        model_name_or_path=[settings["model"]],
         output_dir=str(folder),
         forget_split=settings["forget_split"],
         retain_logs=settings["retain_logs"],

@@ -2,13 +2,13 @@
 """Scoring and greedy generation with transformers: full models, adapters and 4-bit models, on any device."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from ..lm_head import head_logits
 from . import AnswerScores, GenerateRequest, ScoreRequest
@@ -162,16 +162,13 @@ class TransformersBackend:
                 ids += answer_ids[:-1]
                 positions += range(len(prompt_ids), len(prompt_ids) + len(own))
         row = torch.tensor(ids, device=self.device)
-        shared = layout(stretches, self._visible(row), self.causal_lm.dtype, max(positions))
-        with shared_prompt_attention(self.causal_lm):
-            outputs = self.causal_lm.base_model(
-                input_ids=row[None],
-                attention_mask=None,
-                position_ids=torch.tensor([positions], device=self.device),
-                use_cache=False,
-                shared_prompt=shared,
-            )
-        yield from self._answers(questions, outputs.last_hidden_state[0], sources)
+        hidden_states = self._hidden_states(
+            input_ids=row[None],
+            attention_mask=None,
+            position_ids=torch.tensor([positions], device=self.device),
+            shared_prompt=layout(stretches, self._visible(row), self.causal_lm.dtype, max(positions)),
+        )
+        yield from self._answers(questions, hidden_states[0], sources)
 
     def _score_rows(self, questions: list[Question]) -> Iterator[tuple[int, AnswerScores]]:
         """Questions of one answer each, padded to the right."""
@@ -179,18 +176,29 @@ class TransformersBackend:
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.end_ids[0]] * (width - len(row)) for row in rows], device=self.device)
         real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
-        outputs = self.causal_lm.base_model(
+        hidden_states = self._hidden_states(
             input_ids=ids,
             attention_mask=real * self._visible(ids),
             position_ids=torch.arange(width, device=self.device).expand(len(rows), -1),
-            use_cache=False,
         )
         sources = [
             row * width + column
             for row, (prompt_ids, [(_, ids)]) in enumerate(questions)
             for column in range(len(prompt_ids) - 1, len(prompt_ids) - 1 + len(ids))
         ]
-        yield from self._answers(questions, outputs.last_hidden_state.flatten(0, 1), sources)
+        yield from self._answers(questions, hidden_states.flatten(0, 1), sources)
+
+    def _hidden_states(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """What enters the head."""
+        return last_hidden_states(self.causal_lm, **inputs)
+
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What leaves it, in float32."""
+        return head_logits(self.causal_lm, hidden_states)
+
+    def _logits_processors(self, attention_mask: torch.Tensor) -> list[LogitsProcessor]:
+        """What else decides on the next token of a batch whose prompts have this mask."""
+        return []
 
     def _answers(
         self, questions: list[Question], hidden_states: torch.Tensor, sources: list[int]
@@ -209,7 +217,7 @@ class TransformersBackend:
         vocab_size = self.causal_lm.get_output_embeddings().weight.shape[0]
         parts = []
         for rows, row_labels in _split(_LOGITS_BLOCK // vocab_size, hidden_states, labels):
-            logits = head_logits(self.causal_lm, rows)
+            logits = self._logits(rows)
             block = (_CACHE_BLOCK if logits.device.type == "cpu" else _LOGITS_BLOCK) // vocab_size
             parts += [_statistics(*part) for part in _split(block, logits, row_labels.to(logits.device))]
         return [torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True)]
@@ -237,7 +245,12 @@ class TransformersBackend:
         own = self.causal_lm.generation_config
         self.causal_lm.generation_config = GenerationConfig() if self.hidden_id is None else own
         try:
-            output = self.causal_lm.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            output = self.causal_lm.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=settings,
+                logits_processor=self._logits_processors(mask),
+            )
         finally:
             self.causal_lm.generation_config = own
         return output[:, width:].tolist()
@@ -245,6 +258,24 @@ class TransformersBackend:
     def _until_end(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return ids[:end]
+
+
+def last_hidden_states(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
+    """
+    Hidden states after the final norm.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        inputs (`dict`):
+            Arguments of its forward pass, `shared_prompt` among them where the answers to a prompt share it.
+
+    Returns:
+        `torch.Tensor`:
+            Hidden states of shape `(batch_size, length, hidden_size)`.
+    """
+    with shared_prompt_attention(model) if "shared_prompt" in inputs else nullcontext():
+        return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
 @contextmanager
