@@ -493,7 +493,7 @@ def markdown_table(cells: Sequence[Sequence[str]], aligns: Sequence[Literal["<",
         `str`:
             The table, ending in a newline.
     """
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(*cells, strict=True)]  # a rule of one colon is none
     lines = [
         " | ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
         for line in cells

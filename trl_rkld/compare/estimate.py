@@ -31,7 +31,7 @@ class Estimate:
         config ([`CompareConfig`]):
             Configuration.
         jobs (`list[Job]`):
-            The plan; what is done already corrects the rest.
+            The plan.
     """
 
     def __init__(self, config: CompareConfig, jobs: list[Job]):
@@ -44,12 +44,14 @@ class Estimate:
             split: len(load_configuration(config.dataset_name, split))
             for split in {*config.splits, config.target_split}
         }
-        finished = [(read_json(job.folder / DONE_FILE)["seconds"], self._rough(job)) for job in jobs if job.is_done]
-        self.correction = sum(one for one, _ in finished) / sum(one for _, one in finished) if finished else 1.0
+        self.jobs = jobs
 
     def seconds(self, job: Job) -> float:
-        """Estimate for a job, as if nothing of it were done."""
-        return self.correction * self._rough(job)
+        """Estimate for a job, as if nothing of it were done; finished jobs, best those of its kind, correct it."""
+        done = [other for other in self.jobs if other.is_done]
+        done = [other for other in done if other.kind == job.kind] or done
+        took = sum(read_json(other.folder / DONE_FILE)["seconds"] for other in done)
+        return self._rough(job) * (took / sum(map(self._rough, done)) if done else 1.0)
 
     def _rough(self, job: Job) -> float:
         # A training step is three forward passes' work.

@@ -20,7 +20,7 @@ from ..compare.config import CompareConfig
 from ..compare.estimate import Estimate, in_words
 from ..compare.plan import Job, make_plan
 from ..compare.runner import devices, run_jobs
-from ..compare.table import write_results
+from ..compare.table import all_rows, tables, write_results
 from ..recipes_index import resolve_recipe
 
 
@@ -40,20 +40,22 @@ def run(arguments: list[str]) -> int:
     jobs = make_plan(config)
     check_everything(config, jobs)
     free = devices(config.use_cpu)
-    show_plan(jobs, Estimate(config, jobs), len(free))
+    estimate = Estimate(config, jobs)
+    show_plan(jobs, estimate, len(free))
     if config.dry_run:
         return 0
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     # Two comparisons may share models, so that one waits for the other.
-    lock = FileLock(Path(config.models_dir).absolute().with_suffix(".lock"))
+    Path(config.models_dir).mkdir(parents=True, exist_ok=True)
     try:
-        with lock.acquire(timeout=0):
-            failed = _run(config, jobs, free, output_dir)
+        with FileLock(Path(config.models_dir) / "compare.lock").acquire(timeout=0):
+            failed = _run(jobs, estimate, free, output_dir)
     except Timeout:
         raise ValueError(
             f"Another comparison with `models_dir={config.models_dir}` is running. Wait for it."
         ) from None
+    print(f"\n{tables(all_rows(jobs))}")
     for path in [*write_results(jobs, output_dir), write_case_study(jobs, output_dir)]:
         if path is not None:
             print(f"💾 {path}")
@@ -64,14 +66,14 @@ def run(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _run(config: CompareConfig, jobs: list[Job], free: list[str], output_dir: Path) -> list[Job]:
+def _run(jobs: list[Job], estimate: Estimate, free: list[str], output_dir: Path) -> list[Job]:
     def on_done(job: Job, seconds: float) -> None:
         write_results(jobs, output_dir)
-        estimate = Estimate(config, jobs)
         left = sum(estimate.seconds(job) for job in jobs if not job.is_done) / len(free)
         done = sum(job.is_done for job in jobs)
         print(
-            f"{time.strftime('%H:%M')} ✓ {job.name} ({in_words(seconds)}); {done} of {len(jobs)}, about {in_words(left)} left",
+            f"{time.strftime('%H:%M')} ✓ {job.name} ({in_words(seconds)}); {done} of {len(jobs)}, "
+            f"about {in_words(left)} left",
             flush=True,
         )
 
