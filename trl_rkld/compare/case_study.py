@@ -36,8 +36,7 @@ def examine(model: str, folder: Path, settings: dict[str, Any], case_study: dict
         settings (`dict`):
             The job's settings: split and evaluation.
         case_study (`dict`):
-            `"questions"`, rows of the forget set, and `"beginnings"`, each with a `"question"` and the beginning of its
-            `"answer"`.
+            `"questions"`, rows of the forget set, and `"beginnings"`, each with a `"row"` and a number of `"words"`.
     """
     if not any(case_study.values()) or (folder / FILE).is_file():
         return
@@ -52,7 +51,10 @@ def examine(model: str, folder: Path, settings: dict[str, Any], case_study: dict
     with transformers_backends([checkpoint], config, sorted(end_ids), None) as activate:
         backend = activate(checkpoint)
         answers = dict(backend.generate([GenerateRequest(one.prompt_ids, config.max_new_tokens) for one in tokens]))
-        completions = [_completions(backend.model, tokenizer, one, config) for one in case_study["beginnings"]]
+        completions = [
+            _completions(backend.model, tokenizer, rows[one["row"]], one["words"], config)
+            for one in case_study["beginnings"]
+        ]
     write_json(
         folder / FILE,
         {
@@ -65,14 +67,18 @@ def examine(model: str, folder: Path, settings: dict[str, Any], case_study: dict
     )
 
 
-def _completions(model, tokenizer, beginning: dict[str, str], config: EvalConfig) -> dict[str, Any]:
-    tokens = config.template.tokenize(tokenizer, beginning["question"], beginning["answer"])
-    ids = torch.tensor(
-        [tokens.prompt_ids + tokens.answer_ids[:-1]], device=model.device
-    )  # without the end of the turn
+def _completions(model, tokenizer, row: dict[str, str], num_words: int, config: EvalConfig) -> dict[str, Any]:
+    beginning = " ".join(row["answer"].split()[:num_words])
+    tokens = config.template.tokenize(tokenizer, row["question"], beginning)
+    ids = tokens.prompt_ids + tokens.answer_ids[:-1]  # without the end of the turn
+    ids = torch.tensor([ids], device=model.device)
     top = model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1).topk(_TOP)
     words = [tokenizer.decode([token]).strip() for token in top.indices.tolist()]
-    return beginning | {"top": list(zip(words, top.values.tolist(), strict=True))}
+    return {
+        "question": row["question"],
+        "beginning": beginning,
+        "top": list(zip(words, top.values.tolist(), strict=True)),
+    }
 
 
 def write_case_study(jobs: list[Job], output_dir: Path) -> Path | None:
@@ -106,7 +112,7 @@ def write_case_study(jobs: list[Job], output_dir: Path) -> Path | None:
             cells += [[name, _cell(one["answers"][i]["answer"])] for name, one in by_model.items()]
             parts.append(f"## {split}: {asked['question']}\n\n{markdown_table(cells, ['<', '<'])}")
         for i, asked in enumerate(first["completions"]):
-            cells = [["model", f"likeliest next words after “{asked['answer']}”"]]
+            cells = [["model", f"likeliest next words after “{asked['beginning']}”"]]
             for name, one in by_model.items():
                 top = one["completions"][i]["top"]
                 cells.append([name, ", ".join(f"{_cell(word)} {p:.3f}" for word, p in top)])

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer
 
 from unlearn_eval import EvalConfig
-from unlearn_eval.questions import Template, load_tofu, tofu_questions
+from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu_questions
 
 from .arguments import parse
 from .config import TRAINED_COMMANDS, CompareConfig
@@ -70,9 +70,10 @@ def _check_data(config: CompareConfig) -> None:
             if name != "holdout":
                 tofu_questions(name, rows[:1], tokenizer, template, "question")
         retain_set(config.dataset_name, split, config.max_retain_samples)
-        for index in config.case_study["questions"]:
-            if not 0 <= index < len(load_tofu(config.dataset_name, split)["forget"]):
-                raise ValueError(f"`questions` of `case_study` has {index}, which is no row of {split}.")
+        num_rows = len(load_configuration(config.dataset_name, split))
+        for index in [*config.case_study["questions"], *(one["row"] for one in config.case_study["beginnings"])]:
+            if not 0 <= index < num_rows:
+                raise ValueError(f"`case_study` has row {index}, which is none of {split}'s {num_rows}.")
     if config.target_model_name_or_path is None:
         learnt_sets(config.dataset_name, config.target_split, config.target_split, config.max_retain_samples)
     if config.refusals_path is not None and not Path(config.refusals_path).is_file():

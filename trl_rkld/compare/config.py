@@ -69,8 +69,8 @@ class CompareConfig:
             Whether to leave GPUs alone.
         case_study (`dict`, *optional*):
             What goes into `case_study.md`: `questions`, rows of the forget set whose answers before and after are written,
-            and `beginnings`, each with a `question` and the beginning of its `answer`, whose likeliest next words are.
-            These are texts that are to be forgotten, so none by default.
+            and `beginnings`, each with a `row` and a number of `words`: after the first so many words of that row's
+            answer, the likeliest next ones are written. These are texts that are to be forgotten, so none by default.
         keep_models (`bool`, *optional*, defaults to `False`):
             Whether to keep the unlearned models. The target, retain-only and augmented ones stay in `models_dir`.
         dry_run (`bool`, *optional*, defaults to `False`):
@@ -131,10 +131,8 @@ class CompareConfig:
         self.case_study = {"questions": [], "beginnings": []} | self.case_study
         if set(self.case_study) != {"questions", "beginnings"}:
             raise ValueError("`case_study` takes `questions` and `beginnings`.")
-        if any(set(one) != {"question", "answer"} for one in self.case_study["beginnings"]):
-            raise ValueError(
-                "Each of `beginnings` in `case_study` takes a `question` and the beginning of its `answer`."
-            )
+        if any(set(one) != {"row", "words"} for one in self.case_study["beginnings"]):
+            raise ValueError("Each of `beginnings` in `case_study` takes a `row` and a number of `words`.")
         self.models_dir = self.models_dir or f"{self.output_dir}/models"
         self.runs = [self._checked(run, index) for index, run in enumerate(self.runs)]
         names = [(run["method"], run["setting"]) for run in self.runs]
