@@ -80,23 +80,23 @@ def tokenizer():
     return build_tokenizer()
 
 
-def config(folder, **kwargs):
+def config(folder, config_class=RKLDConfig, **kwargs):
     """A configuration for tiny models: one process on the CPU in float32, everything below `folder`."""
-    defaults = dict(
+    defaults = {"augmented_num_train_epochs": 3} if issubclass(config_class, RKLDConfig) else {}
+    defaults |= dict(
         output_dir=str(folder / "output"),
         teacher_cache_dir=str(folder / "teacher"),
         use_cpu=True,
         bf16=False,
         learning_rate=1e-2,
         num_train_epochs=2,
-        augmented_num_train_epochs=3,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=1,
         gradient_checkpointing=False,
         save_strategy="no",
         disable_tqdm=True,
     )
-    return RKLDConfig(**(defaults | kwargs))
+    return config_class(**(defaults | kwargs))
 
 
 def history(trainer, *keys):

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
-"""Started by `test_two_processes_are_one` under torchrun: one short run, whose numbers the main process writes down."""
+"""Started under torchrun by tests of two processes: one short run of a method, whose numbers the main process writes down."""
 
 import json
 import sys
@@ -8,15 +8,17 @@ from pathlib import Path
 import conftest
 from conftest import FORGET, RETAIN, config, history, rows, tiny_llama
 
-from trl_rkld import RKLDTrainer
+from trl_rkld.methods import method_class
 
 
 folder, processes = Path(sys.argv[1]), int(sys.argv[2])
+method = sys.argv[3] if len(sys.argv) > 3 else "rkld"
 tokenizer = conftest.build_tokenizer()
-trainer = RKLDTrainer(
+trainer = method_class(method, "Trainer")(
     tiny_llama(len(tokenizer), tie_word_embeddings=True),
     args=config(
         folder / f"run{processes}",
+        method_class(method, "Config"),
         per_device_train_batch_size=4 // processes,
         ddp_backend="gloo",
         retain_loss_type="kl",
@@ -29,7 +31,8 @@ trainer = RKLDTrainer(
 )
 trainer.train()
 if trainer.is_world_process_zero():
-    keys = ("forget_loss", "retain_loss", "forget_prob", "retain_prob", "teacher_gap", "grad_norm")
+    keys = ["forget_loss", "retain_loss", "forget_prob", "retain_prob", "grad_norm"]
+    keys += ["teacher_gap"] if trainer.uses_augmented_model else []
     numbers = {key: [row[0] for row in history(trainer, key)] for key in keys}
     numbers["weights"] = [p.double().sum().item() for p in trainer.model.parameters()]
     (folder / f"{processes}.json").write_text(json.dumps(numbers))

@@ -13,6 +13,10 @@ from trl_rkld.losses import (
     chunked_divergence,
     chunked_nll,
     dense_divergence,
+    label_log_probs,
+    npo_losses,
+    simnpo_losses,
+    teacher_labels,
     unlearning_teacher_logits,
 )
 
@@ -109,6 +113,25 @@ HEADS = {
 }
 
 
+def plain_logits(role):
+    """Differentiable, unlike `LMHead.logits`."""
+    hidden, head = role
+    z = hidden.float() @ head.weight.float().T
+    z = (z if head.bias is None else z + head.bias.float()) * head.scale
+    return z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
+
+
+def trainable(student):
+    leaves = [student.hidden_states, student.head.weight, student.head.bias]
+    return [leaf.requires_grad_() for leaf in leaves if leaf is not None]
+
+
+def assert_same_gradients(ours, theirs, leaves, rtol=1e-5):
+    pairs = zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True)
+    for ours_, theirs_ in pairs:
+        assert (ours_ - theirs_).abs().max() <= rtol * theirs_.abs().max()
+
+
 @pytest.mark.parametrize("beta", [1.0, 0.0])
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("chunk", [1, 7, N])
@@ -120,19 +143,13 @@ def test_chunked_is_dense(beta, kind, chunk, monkeypatch):
         leaf.requires_grad_()
     losses = chunked_divergence(student, original, augmented, labels, ALPHA, beta)
 
-    def logits(role):  # differentiable, unlike LMHead.logits
-        hidden, head = role
-        z = hidden @ head.weight.T
-        z = (z if head.bias is None else z + head.bias) * head.scale
-        return z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
-
-    teacher = unlearning_teacher_logits(logits(original), logits(augmented), ALPHA).detach()
-    dense = dense_divergence(logits(student), teacher, beta).sum()
+    teacher = unlearning_teacher_logits(plain_logits(original), plain_logits(augmented), ALPHA).detach()
+    dense = dense_divergence(plain_logits(student), teacher, beta).sum()
     torch.testing.assert_close(losses.loss, dense, rtol=1e-5, atol=1e-5)
     grads = torch.autograd.grad(3.0 * losses.loss, leaves)
     for ours, theirs in zip(grads, torch.autograd.grad(3.0 * dense, leaves), strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
-    expected = logits(student).log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+    expected = plain_logits(student).log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
     torch.testing.assert_close(losses.label_log_probs, expected.detach())
 
 
@@ -186,6 +203,206 @@ def test_nll_is_cross_entropy():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_nll_of_other_targets_by_hand():
+    # Student (0.2, 0.3, 0.5) at both tokens, targets 1 and 0: −ln 0.3 − ln 0.2 = 1.20397 + 1.60944. The gradient is
+    # π − onehot(target). What is reported is the probability of the labels, 2 and 1.
+    logits = torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]]).log().requires_grad_()
+    student = HeadInput(logits, LMHead(torch.eye(3)))
+    losses = chunked_nll(student, torch.tensor([2, 1]), torch.tensor([1, 0]))
+    assert losses.loss.item() == pytest.approx(2.81341, abs=1e-5)
+    assert losses.label_log_probs.tolist() == pytest.approx([-0.69315, -1.20397], abs=1e-5)
+    (grad,) = torch.autograd.grad(losses.loss, logits)
+    torch.testing.assert_close(grad, torch.tensor([[0.2, -0.7, 0.5], [-0.8, 0.3, 0.5]]))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("chunk", [1, 7, N])
+def test_nll_of_other_targets_is_dense(kind, chunk, monkeypatch):
+    monkeypatch.setattr(chunked, "_CHUNK_NUMBERS", V * chunk)
+    (student, *_), labels = make_roles(**HEADS[kind])
+    leaves, targets = trainable(student), (labels * 7 + 3) % V
+    losses = chunked_nll(student, labels, targets)
+    log_probs = plain_logits(student).log_softmax(-1)
+    dense = -log_probs[range(N), targets].sum()
+    torch.testing.assert_close(losses.loss, dense, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses.label_log_probs, log_probs[range(N), labels].detach())
+    assert_same_gradients(losses.loss, dense, leaves)
+
+
+def test_hard_labels_by_hand():
+    # l_o = (1, 2, 3), l_aug = (2, 1, 3.5). α = 8: (1 − 8, 2, 3 − 4), so token 1; α = 0.1: (0.9, 2, 2.95), so token 2.
+    # Swapped, l_aug − α ReLU(l_o − l_aug) = (2, 1 − 8, 3.5) would give token 2 with α = 8, too.
+    original, augmented = (
+        HeadInput(torch.tensor([logits]), LMHead(torch.eye(3))) for logits in ([1.0, 2.0, 3.0], [2.0, 1.0, 3.5])
+    )
+    labels, gap = teacher_labels(original, augmented, 8.0)
+    assert labels.tolist() == [1]
+    assert gap.item() == pytest.approx((1 - 1 + 0.5) / 3)
+    assert teacher_labels(original, augmented, 0.1)[0].tolist() == [2]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("chunk", [1, 7, N])
+def test_hard_labels_are_dense(kind, chunk, monkeypatch):
+    monkeypatch.setattr(chunked, "_CHUNK_NUMBERS", V * chunk)
+    (_, original, augmented), _ = make_roles(**HEADS[kind])
+    # Trained further: surer of what it says, with a head of its own
+    head = original.head._replace(weight=original.head.weight + 0.3 * augmented.head.weight)
+    augmented = HeadInput(1.3 * original.hidden_states, head)
+    dense = unlearning_teacher_logits(plain_logits(original), plain_logits(augmented), ALPHA).argmax(-1)
+    ours, gap = teacher_labels(original, augmented, ALPHA)
+    assert torch.equal(ours, dense)
+    torch.testing.assert_close(gap, (plain_logits(augmented) - plain_logits(original)).mean(-1), rtol=1e-4, atol=1e-5)
+    assert (dense != plain_logits(original).argmax(-1)).any()
+
+
+def test_label_penalty_by_hand():
+    # UNDIAL (2402.10052): soft labels softmax(z_o − γ onehot(label)) and the cross-entropy with them. z_o = (2, 1, 0),
+    # label 0, γ = 1: softmax(1, 1, 0) = (e, e, 1) / (2e + 1) = (0.42232, 0.42232, 0.15536), of entropy
+    # 2 · 0.42232 · 0.86199 + 0.15536 · 1.86199 = 1.01736. A uniform student's cross-entropy is ln 3 = 1.09861, and the
+    # forward KL their difference, 0.08126. The gradient of both is π_s − π_t.
+    student = HeadInput(torch.zeros(1, 3, requires_grad=True), LMHead(torch.eye(3)))
+    original = HeadInput(torch.tensor([[2.0, 1.0, 0.0]]), LMHead(torch.eye(3)))
+    losses = chunked_divergence(student, original, None, torch.tensor([0]), alpha=0.0, beta=0.0, label_penalty=1.0)
+    assert losses.teacher_entropy.item() == pytest.approx(1.01736, abs=1e-5)
+    assert losses.loss.item() == pytest.approx(0.08126, abs=1e-5)
+    assert losses.loss.item() + losses.teacher_entropy.item() == pytest.approx(math.log(3), abs=1e-5)
+    (grad,) = torch.autograd.grad(losses.loss, student.hidden_states)
+    assert grad[0].tolist() == pytest.approx([-0.08899, -0.08899, 0.17797], abs=1e-5)
+    assert original.hidden_states.tolist() == [[2.0, 1.0, 0.0]]  # cached states stay what they are
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.0])
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("chunk", [1, 7, N])
+def test_label_penalty_is_dense(beta, kind, chunk, monkeypatch):
+    """The penalty is on the final logits: after scale and soft cap."""
+    monkeypatch.setattr(chunked, "_CHUNK_NUMBERS", V * chunk)
+    (student, original, augmented), labels = make_roles(**HEADS[kind])
+    leaves = trainable(student)
+    for other, alpha in ((None, 0.0), (augmented, ALPHA)):
+        losses = chunked_divergence(student, original, other, labels, alpha, beta, label_penalty=2.5)
+        teacher = plain_logits(original)
+        if other is not None:
+            teacher = teacher - alpha * torch.relu(plain_logits(other) - teacher)
+        teacher = (teacher - 2.5 * torch.nn.functional.one_hot(labels, V)).detach()
+        dense = dense_divergence(plain_logits(student), teacher, beta).sum()
+        torch.testing.assert_close(losses.loss, dense, rtol=1e-5, atol=1e-5)
+        assert_same_gradients(losses.loss, dense, leaves)
+
+
+def test_label_penalty_gives_the_gradient_of_the_cross_entropy():
+    (student, original, _), labels = make_roles(bias=True)
+    leaves = trainable(student)
+    loss = chunked_divergence(student, original, None, labels, alpha=0.0, beta=0.0, label_penalty=10.0).loss
+    soft_labels = (plain_logits(original) - 10.0 * torch.nn.functional.one_hot(labels, V)).softmax(-1)
+    dense = torch.nn.functional.cross_entropy(plain_logits(student), soft_labels, reduction="sum")
+    assert loss < dense - 1  # by the teacher's entropy
+    assert_same_gradients(loss, dense, leaves)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("chunk", [1, 7, N])
+def test_label_log_probs_are_dense(kind, chunk, monkeypatch):
+    """Values, and gradients that arrive with another weight at each token, as they do through a loss of answers."""
+    monkeypatch.setattr(chunked, "_CHUNK_NUMBERS", V * chunk)
+    (student, *_), labels = make_roles(**HEADS[kind])
+    leaves = trainable(student)
+    ours = label_log_probs(student, labels)
+    dense = plain_logits(student).log_softmax(-1)[range(N), labels]
+    torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
+    weights = torch.linspace(-2, 3, N)
+    assert_same_gradients((weights * ours).sum(), (weights * dense).sum(), leaves)
+    # Two answers and a curve, so that the upstream gradient depends on the values
+    ours, dense = label_log_probs(student, labels), plain_logits(student).log_softmax(-1)[range(N), labels]
+    losses = [-torch.nn.functional.logsigmoid(x[:5].sum() / 9) * x[5:].mean() for x in (ours, dense)]
+    assert_same_gradients(*losses, leaves)
+
+
+def test_label_log_probs_of_a_tied_head(monkeypatch):
+    """The weight is the head and, through the hidden states, the embedding: both gradients add up."""
+    monkeypatch.setattr(chunked, "_CHUNK_NUMBERS", V * 5)
+    (student, *_), labels = make_roles(softcap=6.0)
+    weight, weights = student.head.weight.requires_grad_(), torch.linspace(-1, 2, N)
+    student = HeadInput(torch.tanh(weight[(labels + 1) % V]), student.head)
+    ours = (weights * label_log_probs(student, labels)).sum()
+    dense = (weights * plain_logits(student).log_softmax(-1)[range(N), labels]).sum()
+    torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
+    pairs = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (ours, dense)]
+    assert (pairs[0] - pairs[1]).abs().max() <= 1e-5 * pairs[1].abs().max()
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias, scale and softcap"])
+def test_label_log_probs_in_bfloat16(kind, monkeypatch):
+    """Values as in float32; gradients are rounded once, at the end."""
+    monkeypatch.setattr(chunked, "_CHUNK_NUMBERS", V * 7)
+    (student, *_), labels = make_roles(dtype=torch.bfloat16, **HEADS[kind])
+    leaves, weights = trainable(student), torch.linspace(-2, 3, N)
+    ours = label_log_probs(student, labels)
+    dense = plain_logits(student).log_softmax(-1)[range(N), labels]
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
+    assert_same_gradients((weights * ours).sum(), (weights * dense).sum(), leaves, rtol=2**-7)
+
+
+def test_label_log_probs_of_a_frozen_head_and_under_autocast():
+    (student, *_), labels = make_roles(bias=True)
+    student.hidden_states.requires_grad_()
+    plain = label_log_probs(student, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = label_log_probs(student, labels)
+    values.sum().backward()
+    assert torch.equal(values, plain)
+    assert student.head.weight.grad is None
+    dense = plain_logits(student).log_softmax(-1)[range(N), labels].sum()
+    torch.testing.assert_close(student.hidden_states.grad, torch.autograd.grad(dense, student.hidden_states)[0])
+    with torch.no_grad():
+        assert not label_log_probs(student, labels).requires_grad
+
+
+def test_npo_by_hand():
+    # 2404.05868, eq. 3, as (2/β) ln(1 + (π_θ/π_o)^β). β = 0.5, log-ratios −0.5 and +0.5:
+    # 4 ln(1 + e^−0.25) = 4 · 0.575939 and 4 ln(1 + e^0.25) = 4 · 0.825939.
+    losses = npo_losses(torch.tensor([-2.0, -1.0]), torch.tensor([-1.5, -1.5]), beta=0.5)
+    assert losses.tolist() == pytest.approx([2.303758, 3.303758], abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
+def test_npo_starts_at_two_log_two_over_beta(beta):
+    log_probs = torch.tensor([-40.0, -3.0], requires_grad=True)
+    losses = npo_losses(log_probs, log_probs.detach().clone(), beta)
+    assert losses.tolist() == pytest.approx([2 * math.log(2) / beta] * 2, rel=1e-6)
+    losses.sum().backward()
+    assert log_probs.grad.tolist() == [1.0, 1.0]  # there it is gradient ascent's
+
+
+def test_npo_becomes_gradient_ascent():
+    """The gradient is 2 (π_θ/π_o)^β / (1 + (π_θ/π_o)^β): for β → 0 that of `log π_θ`, and for a forgotten answer 0."""
+    log_probs = torch.tensor([-20.0, -8.0, -2.0], requires_grad=True)
+    original = torch.tensor([-5.0, -5.0, -5.0])
+    for beta, expected in (
+        # 2 / (1 + e^15), 2 / (1 + e^3), 2 / (1 + e^−3)
+        (1.0, [6.11804e-7, 0.0948517, 1.9051483]),
+        # 2 / (1 + e^0.015), …: 1 plus half of the exponent
+        (1e-3, [0.9925001, 0.9985, 1.0015]),
+        (1e-6, [1.0, 1.0, 1.0]),
+    ):
+        (grad,) = torch.autograd.grad(npo_losses(log_probs, original, beta).sum(), log_probs)
+        assert grad.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12), beta
+
+
+def test_simnpo_by_hand():
+    # 2410.07163, eq. 5, as (2/β) ln(1 + exp((β/|y|) ln π_θ + γ)). β = 2, γ = 0.5; ln π_θ = −6 of 3 tokens and −2 of 2:
+    # ln(1 + e^−3.5) = 0.029750 and ln(1 + e^−1.5) = 0.201413. Without γ: ln(1 + e^−4) and ln(1 + e^−2).
+    arguments = torch.tensor([-6.0, -2.0]), torch.tensor([3.0, 2.0])
+    assert simnpo_losses(*arguments, beta=2.0, gamma=0.5).tolist() == pytest.approx([0.029750, 0.201413], abs=1e-5)
+    assert simnpo_losses(*arguments, beta=2.0, gamma=0.0).tolist() == pytest.approx([0.018150, 0.126928], abs=1e-5)
+    # The gradient is (2/|y|) times 1 / (1 + e^(3.5)) and 1 / (1 + e^(1.5)): a forgotten answer pulls less.
+    log_probs = arguments[0].requires_grad_()
+    (grad,) = torch.autograd.grad(simnpo_losses(log_probs, arguments[1], beta=2.0, gamma=0.5).sum(), log_probs)
+    assert grad.tolist() == pytest.approx([2 / 3 * 0.0293122, 0.1824255], abs=1e-6)
+
+
 def test_alpha_zero_is_the_original():
     (student, original, augmented), labels = make_roles(shared=True)
     student = HeadInput(original.hidden_states.clone().requires_grad_(), student.head)
@@ -212,6 +429,10 @@ def test_no_token_gives_a_differentiable_zero():
     loss = chunked_divergence(*nothing, labels[:0], ALPHA).loss
     loss.backward()
     assert loss.item() == 0.0
+    assert [part.shape for part in teacher_labels(*nothing[1:], ALPHA)] == [(0,), (0,)]
+    nothing[0].hidden_states.grad = None
+    label_log_probs(nothing[0], labels[:0]).sum().backward()
+    assert nothing[0].hidden_states.grad.shape == (0, H)
 
 
 def test_no_tensor_holds_all_tokens_and_the_vocabulary(monkeypatch):
@@ -231,6 +452,9 @@ def test_no_tensor_holds_all_tokens_and_the_vocabulary(monkeypatch):
     roles[0].head.weight.requires_grad_()
     with Largest() as largest:
         chunked_divergence(*roles, labels, ALPHA).loss.backward()
+        chunked_divergence(*roles[:2], None, labels, 0.0, 0.0, label_penalty=3.0).loss.backward()
+        chunked_nll(roles[0], labels, teacher_labels(*roles[1:], ALPHA)[0]).loss.backward()
+        label_log_probs(roles[0], labels).sum().backward()
     assert largest.numbers == max(V * 4, V * H)
 
 

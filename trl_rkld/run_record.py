@@ -119,20 +119,22 @@ def complete_checkpoint(output_dir: str, resume_from_checkpoint: str | bool | No
 
 
 def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
-    """Raise where a checkpoint was made with another teacher; return that teacher's digest."""
+    """Raise where a checkpoint was made by another method or with another teacher; return that teacher's digest."""
     record = read_record(checkpoint)
     if record is None or record["method"] != current["method"]:
         raise ValueError(f"The checkpoint `{checkpoint}` was not made by {current['method']}. It can't be resumed.")
     keys = record["settings"].keys() | current["settings"].keys()
     changed = [f"`{key}`" for key in sorted(keys) if record["settings"].get(key) != current["settings"].get(key)]
+    if record["forget_set"] != current["forget_set"]:
+        changed.append("the forget set")
     if record["retain_set"] != current["retain_set"]:
         changed.append("the retain set")
-    changed += [
-        f"the {part}" for part, value in current["teacher"].items() if (record["teacher"] or {}).get(part) != value
-    ]
+    teacher = current["teacher"] or {}
+    changed += [f"the {part}" for part, value in teacher.items() if (record["teacher"] or {}).get(part) != value]
     if changed:
+        other = "another teacher" if teacher else "other settings"
         raise ValueError(
-            f"The checkpoint `{checkpoint}` can't be resumed with another teacher: {', '.join(changed)} changed since. "
+            f"The checkpoint `{checkpoint}` can't be resumed with {other}: {', '.join(changed)} changed since. "
             "Pass the same original model, data and settings as before, or start without `resume_from_checkpoint`."
         )
     return record["teacher_digest"]

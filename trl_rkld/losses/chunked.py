@@ -145,7 +145,7 @@ def chunked_divergence(
 
 
 @torch.no_grad()
-def teacher_labels(original: HeadInput, augmented: HeadInput, alpha: float) -> torch.Tensor:
+def teacher_labels(original: HeadInput, augmented: HeadInput, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Likeliest token under the unlearning teacher at each token.
 
@@ -154,15 +154,17 @@ def teacher_labels(original: HeadInput, augmented: HeadInput, alpha: float) -> t
             As in [`chunked_divergence`].
 
     Returns:
-        `torch.Tensor`:
-            Token ids of shape `(num_tokens,)`.
+        `tuple[torch.Tensor, torch.Tensor]`:
+            Token ids, and the mean over the vocabulary of `l_aug − l_o`, each of shape `(num_tokens,)`.
     """
-    num_tokens = original.hidden_states.shape[0]
-    chunk = _chunk_size(original.head)
-    starts = range(0, num_tokens, chunk)
-    return torch.cat(
-        [_teacher_logits(original, augmented, alpha, slice(start, start + chunk))[0].argmax(-1) for start in starts]
-    )
+    num_tokens, chunk = original.hidden_states.shape[0], _chunk_size(original.head)
+    gap = torch.empty(num_tokens, device=original.head.weight.device)
+    labels = torch.empty_like(gap, dtype=torch.long)
+    for start in range(0, num_tokens, chunk):
+        rows = slice(start, start + chunk)
+        teacher, gap[rows] = _teacher_logits(original, augmented, alpha, rows)
+        labels[rows] = teacher.argmax(-1)
+    return labels, gap
 
 
 def label_log_probs(student: HeadInput, labels: torch.Tensor) -> torch.Tensor:

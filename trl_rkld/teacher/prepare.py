@@ -129,14 +129,16 @@ def needed_bytes(trainer: "UnlearningTrainer") -> int:
     config = without_peft(trainer.model).config.get_text_config()
     tokens = sum(len(ids) for dataset in trainer.teacher_datasets() for ids in dataset["input_ids"])
     cache = 2 * 4 * tokens * config.hidden_size if trainer.args.precompute_teacher else 0
+    # What an augmented model is trained in: the original weights, or a live teacher's augmented ones.
     trained = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    return cache + 2 * trained
+    return cache + (2 * trained if trainer.uses_augmented_model else 0)
 
 
 def _cached_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder) -> CachedTeacher:
     student_head = Role(trainer.model).head()
-    forget, *others = trainer.teacher_datasets()
-    scored = concatenate_datasets([forget, *others[: len(trainer.eval_datasets())]])  # without the retained samples
+    datasets = trainer.teacher_datasets()
+    num_scored = 1 + len(trainer.eval_datasets())
+    scored, retained = concatenate_datasets(datasets[:num_scored]), datasets[num_scored:]
     arguments = (trainer.data_collator, trainer.args.per_device_train_batch_size, trainer.accelerator)
 
     def states(role: Role, dataset: Dataset, whose: str) -> TokenStates:
@@ -146,8 +148,9 @@ def _cached_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Cach
     # Before anything is trained, the student is the original; where its adapter is new, so is the base without it.
     original = adapter_role(trainer.model, None) if trainer.has_new_adapter else Role(trainer.model)
     teacher = CachedTeacher()
-    if trainer.uses_original_logits or len(others) > len(trainer.eval_datasets()):
-        teacher.original_states = states(original, concatenate_datasets([forget, *others]), "Original")
+    if trainer.uses_original_logits or retained:
+        seen = [scored, *retained] if trainer.uses_original_logits else retained
+        teacher.original_states = states(original, concatenate_datasets(seen), "Original")
         teacher.original_head = frozen_head(original, student_head)
     if trainer.uses_original_log_probs:
         log_probs = partial(original.label_log_probs, accelerator=trainer.accelerator)
@@ -167,8 +170,8 @@ def _live_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder, stack: Ex
     model, accelerator = trainer.model, trainer.accelerator
     if not isinstance(model, PeftModel):
         logger.warning(
-            "`precompute_teacher=False` with full weights keeps the original and the augmented model in memory beside "
-            "the student."
+            "`precompute_teacher=False` with full weights keeps the original model in memory beside the student"
+            f"{', and the augmented one' if trainer.uses_augmented_model else ''}."
         )
         original = Role(_clone(model))
     elif trainer.has_new_adapter:

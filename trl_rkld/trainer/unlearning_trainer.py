@@ -119,6 +119,10 @@ class UnlearningTrainer(SFTTrainer):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = self.config_class(f"{model_name.split('/')[-1]}-{self._name}")
+        elif isinstance(args, UnlearningConfig) and not issubclass(self.config_class, type(args)):
+            raise ValueError(
+                f"`args` is a `{type(args).__name__}`, the configuration of another method. Use `{self.config_class.__name__}`."
+            )
         elif not isinstance(args, self.config_class):
             args = self.config_class(**(args.to_dict() | {"hub_token": args.hub_token}))
         check_arguments(args, train_dataset, retain_dataset, eval_dataset, quantization_config, peft_config)
@@ -411,6 +415,8 @@ class UnlearningTrainer(SFTTrainer):
                 check_no_dropout(Role(self.model), batch, self.accelerator)
             if self.needs_teacher and self.teacher is None:
                 self._prepare_teacher(checkpoint, stack)
+            elif checkpoint is not None:
+                check_same_run(checkpoint, self._run_record())
             before = self._answer_probabilities("Answers before")
             set_seed(self.args.seed)  # whatever went on until here, the run is the same
             self._finished = False

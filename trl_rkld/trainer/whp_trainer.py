@@ -44,8 +44,9 @@ class WHPTrainer(RKLDTrainer):
     def forget_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
         head = lm_head_of(without_peft(model))
         original = self.teacher.original(inputs, head)
-        targets = teacher_labels(original, self.teacher.augmented(inputs, head), self.args.alpha)
-        return chunked_nll(self.student(model, inputs), counted_labels(inputs), targets)
+        targets, gap = teacher_labels(original, self.teacher.augmented(inputs, head), self.args.alpha)
+        losses = chunked_nll(self.student(model, inputs), counted_labels(inputs), targets)
+        return losses._replace(teacher_gap=gap)
 
     def _card_settings(self) -> dict[str, Any]:
         settings = super()._card_settings()
