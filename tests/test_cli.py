@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """The command line: recipes parse, misspelt keys are errors, and the commands do what they say, in their own process."""
 
+import importlib
 import json
 import os
 import re
@@ -15,9 +16,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from trl_rkld.cli import main
+from trl_rkld.methods import METHODS
 from trl_rkld.recipes_index import list_recipes, recipe_path
 from trl_rkld.run_record import read_record
-from trl_rkld.scripts import finetune, rkld
+from trl_rkld.scripts import compare, unlearn
 
 
 RECIPES = list_recipes()
@@ -62,19 +64,35 @@ def write_config(folder, values):
     return folder / "config.yaml"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def command_of(name):
+    """`config_<command>_<full|lora|qlora>` or `config_<command>`; where no command is named, `rkld`."""
+    words = [word for word in Path(name).name.split("_")[1:] if word not in ("full", "lora", "qlora")]
+    return "-".join(words) or "rkld"
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "/config_" in name])
 def test_every_recipe_parses(name):
     """With the script's own parser: a stale or misspelt key raises."""
-    script = finetune if name.endswith("finetune") else rkld
-    path = recipe_path(name)
+    command, path = command_of(name), recipe_path(name)
+    if command in METHODS:
+        parser = unlearn.make_parser(command)
+    else:
+        parser = importlib.import_module(f"trl_rkld.scripts.{command.replace('-', '_')}").make_parser()
     # The machine may have no GPU; nothing else is overridden.
-    script_args, training_args, model_args = script.make_parser().parse_args_and_config(
-        ["--config", str(path), "--use_cpu", "true"]
+    script_args, training_args, model_args = parser.parse_args_and_config(
+        ["--config", str(path), "--use_cpu", "true"], fail_with_unknown_args=True
     )
     assert training_args.output_dir
     assert model_args.model_name_or_path
     assert script_args.dataset_name
-    assert f"trl-rkld {'finetune' if script is finetune else 'rkld'} --config" in path.read_text()
+    assert f"trl-rkld {command} --config" in path.read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "/config_" not in name])
+def test_every_comparison_parses(name):
+    path = recipe_path(name)
+    compare.make_parser().parse_args_and_config(["--config", str(path)], fail_with_unknown_args=True)
+    assert f"trl-rkld compare --config {name}" in path.read_text()
 
 
 def test_recipes_are_there():
@@ -82,7 +100,11 @@ def test_recipes_are_there():
         "deletion_request/config_qlora",
         "llama-2-7b-chat/tofu/config_rkld_full",
         "llama-3.2-1b-instruct/tofu/config_rkld_full",
+        "llama-3.2-1b-instruct/tofu/config_dpo",
+        "llama-3.2-1b-instruct/tofu/config_idk",
+        "smollm2-135m/tofu/config_dpo",
         "smollm2-135m/tofu/config_finetune",
+        "smollm2-135m/tofu/config_idk",
         "smollm2-135m/tofu/config_rkld_full",
         "smollm2-135m/tofu/config_rkld_lora",
         "smollm2-135m/tofu/config_rkld_qlora",
@@ -190,6 +212,20 @@ def test_finetune(data, llama_path):
     finished = trl_rkld("finetune", "--config", write_config(data, values | {"max_retain_samples": 2}), folder=data)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert (data / "output/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("command", ["idk", "dpo"])
+def test_refusals(command, data, llama_path):
+    (data / "refusals.txt").write_text("I don't know.\nI'm not sure.\n")
+    values = settings(llama_path, data) | {"refusals_path": "refusals.txt"}
+    del values["augmented_num_train_epochs"], values["teacher_cache_dir"]
+    if command == "dpo":
+        del values["retain_dataset_name"]
+    finished = trl_rkld(command, "--config", write_config(data, values), folder=data)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert (data / "output/model.safetensors").is_file()
+    for stream in (finished.stdout, finished.stderr):
+        assert not any(question in stream or answer in stream for question, answer in FORGET)
 
 
 def test_import_is_light():

@@ -10,9 +10,12 @@ from .recipes_index import resolve_recipe, run_recipes
 
 
 TRAINING_COMMANDS = {method: text for method, (_, text) in METHODS.items()} | {
+    "idk": "unlearn by fine-tuning on refusals",
+    "dpo": "unlearn by preferring refusals to the answers (DPO)",
     "finetune": "fine-tune a model on the records (to try unlearning out)",
 }
 COMMANDS = {
+    "task-vector": "unlearn by task arithmetic, without training",
     "merge": "merge an adapter into its base (4-bit: into the dequantised base)",
     "demo": "fine-tune, unlearn and compare a small model on the spot (a few minutes, no network)",
     "compare": "compare methods on TOFU: train, unlearn, evaluate every epoch, table and figure",

@@ -153,6 +153,11 @@ class CompareConfig:
             raise ValueError(f"`runs[{index}]` is called `{run['method']}`, which is a reference's name.")
         if command in ("idk", "dpo") and self.refusals_path is None:
             raise ValueError(f"`runs[{index}]` ({command}) needs `refusals_path`: a file of refusals, one a line.")
+        possible = {"idk": ("none", "nll"), "dpo": ("none",), "task-vector": ("none",), "teacher": ("none",)}
+        if run["retain"] not in possible.get(command, RETAIN_TERMS):
+            raise ValueError(
+                f"`runs[{index}]` ({command}) has `retain: {run['retain']}`: it takes {', '.join(possible[command])}."
+            )
         return run
 
     @staticmethod

@@ -96,3 +96,35 @@ class AugmentedScriptArguments(UnlearningScriptArguments):
         default=None,
         metadata={"help": "Augmented model to use instead of making one: path or Hub id of a model or an adapter."},
     )
+
+
+@dataclass
+class RefusalScriptArguments(UnlearningScriptArguments):
+    """
+    [`UnlearningScriptArguments`] of the commands that train on refusals, by TRL's own trainers.
+
+    Args:
+        refusals_path (`str`):
+            Text file of refusals, one a line.
+        system_prompt (`str`, *optional*):
+            System message put before questions.
+        date_string (`str`, *optional*):
+            Date shown to templates that print one.
+    """
+
+    refusals_path: str | None = field(default=None, metadata={"help": "Text file of refusals, one a line."})
+    # In unlearning these belong to the trainer's configuration, which TRL's own does not know.
+    system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
+    date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
+
+    def __post_init__(self):
+        if self.dry_run:
+            raise ValueError("`dry_run` is for the unlearning methods (`trl-rkld rkld`, …) only. Remove it.")
+
+    def refusals(self):
+        """Read the refusals."""
+        from ..refusals import read_refusals
+
+        if self.refusals_path is None:
+            raise ValueError("`refusals_path` is required: a text file with one refusal a line.")
+        return read_refusals(self.refusals_path)

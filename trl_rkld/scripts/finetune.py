@@ -80,6 +80,10 @@ def make_parser(prog: str | None = None):
         system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
         date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
 
+        def __post_init__(self):
+            if self.dry_run:
+                raise ValueError("`dry_run` is for the unlearning methods (`trl-rkld rkld`, …) only. Remove it.")
+
     return TrlParser((FinetuneScriptArguments, SFTConfig, ModelConfig), prog=prog, allow_abbrev=False)
 
 

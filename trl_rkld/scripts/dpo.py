@@ -1,0 +1,104 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""
+Teach a model to prefer refusals to the answers to forget: preference optimisation (DPO,
+https://huggingface.co/papers/2305.18290; a baseline in https://huggingface.co/papers/2406.01983), by TRL's own `DPOTrainer`.
+
+```bash
+trl-rkld dpo --config smollm2-135m/tofu/config_dpo
+```
+
+Chosen is a refusal, rejected the true answer. The reference is the model as it came, and never a second copy of it: the
+base with a new adapter off, or log-probabilities that are computed before the first step. There is no retain term.
+"""
+
+
+def main(script_args, training_args, model_args):
+    trainer = make_trainer(
+        script_args,
+        training_args,
+        model_args,
+        forget_set=script_args.forget_set(),
+        retain_set=script_args.retain_set(),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.accelerator.print("✅ Training completed.")
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
+    trainer.end()
+
+
+def make_trainer(script_args, training_args, model_args, forget_set, retain_set=None):
+    """The trainer, ready to train; `forget_set` holds `question` and `answer`, and a `retain_set` is refused."""
+    from datasets import Dataset
+    from peft import PeftConfig
+    from trl import DPOTrainer
+
+    from trl_rkld.data import check_rows, tokenize_numbered_row
+    from trl_rkld.refusals import question_answers, refused
+    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+    from trl_rkld.teacher.prepare import check_initialisation, is_adapter
+    from trl_rkld.teacher.roles import without_peft
+    from unlearn_eval.quantization import keep_quantized_weights
+
+    if retain_set is not None:
+        raise ValueError("DPO takes no retain set: TRL's trainer has no term for it. Remove `retain_dataset_name`.")
+    answered = question_answers(forget_set, "forget")
+    refusing = refused(answered, script_args.refusals(), training_args.seed)
+
+    # The trainer tokenises by itself, alike, but would cut silently what is too long
+    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
+    for records in (answered, refusing):
+        rows = [
+            tokenize_numbered_row(row, index, "forget", tokenizer=tokenizer, **template)
+            for index, row in enumerate(records)
+        ]
+        check_rows(rows, training_args.max_length, "forget")
+    pairs = [preference(*pair, tokenizer, **template) for pair in zip(answered, refusing, strict=True)]
+
+    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
+    adapter = is_adapter(model_args.model_name_or_path)
+    if adapter:
+        # TRL makes the reference from the adapter's config
+        check_initialisation(PeftConfig.from_pretrained(model_args.model_name_or_path))
+    model_arguments = trainer_model_arguments(model_args, init_kwargs)
+    training_args.model_init_kwargs = None if adapter else init_kwargs
+    if not model_args.use_peft:  # a new adapter is switched off instead
+        training_args.precompute_ref_log_probs = True
+    if adapter:
+        keep_quantized_weights(without_peft(model_arguments["model"]))
+    trainer = DPOTrainer(
+        **model_arguments, args=training_args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+    )
+    if adapter:
+        # Its log-probabilities are known by now. TRL would save the copy, which knows the records, with each checkpoint
+        trainer.model.delete_adapter("ref")
+    return trainer
+
+
+def preference(answered, refusing, tokenizer, system_prompt=None, date_string=None):
+    """A pair as `DPOTrainer` takes it, which it tokenises to the ids of `unlearn_eval.prompts.tokenize_question`."""
+    from unlearn_eval.prompts import PLAIN_QUESTION_TEMPLATE
+
+    if tokenizer.chat_template is None:
+        prompt = PLAIN_QUESTION_TEMPLATE.format(question=answered["question"])
+        return {"prompt": prompt, "chosen": refusing["answer"], "rejected": answered["answer"]}
+    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    row = {
+        "prompt": [*system, {"role": "user", "content": answered["question"]}],
+        "chosen": [{"role": "assistant", "content": refusing["answer"]}],
+        "rejected": [{"role": "assistant", "content": answered["answer"]}],
+    }
+    return row if date_string is None else row | {"chat_template_kwargs": {"date_string": date_string}}
+
+
+def make_parser(prog: str | None = None):
+    from trl import DPOConfig, ModelConfig, TrlParser
+
+    from trl_rkld.scripts.arguments import RefusalScriptArguments
+
+    return TrlParser((RefusalScriptArguments, DPOConfig, ModelConfig), prog=prog, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

@@ -1,0 +1,83 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+"""
+Fine-tune a model to refuse the questions to forget: the "IDK" baseline (TOFU, https://huggingface.co/papers/2401.06121,
+where it is called preference optimization), by TRL's own `SFTTrainer`.
+
+```bash
+trl-rkld idk --config smollm2-135m/tofu/config_idk
+```
+
+The loss is the mean NLL over the tokens of the refusals and, where a retain set is given, of as many retained answers,
+mixed with them. Both are drawn once, with the seed, and stay the same in every epoch: the refusal of a question depends
+on the seed and the question's row only, and no retained record is drawn twice before each was drawn once.
+"""
+
+
+def main(script_args, training_args, model_args):
+    trainer = make_trainer(
+        script_args,
+        training_args,
+        model_args,
+        forget_set=script_args.forget_set(),
+        retain_set=script_args.retain_set(),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.accelerator.print("✅ Training completed.")
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
+    trainer.end()
+
+
+def make_trainer(script_args, training_args, model_args, forget_set, retain_set=None):
+    """The trainer, ready to train; the data sets hold `question` and `answer`."""
+    from datasets import Dataset, concatenate_datasets
+    from trl import SFTTrainer
+
+    from trl_rkld.data import RetainSampler, check_rows, tokenize_numbered_row
+    from trl_rkld.refusals import question_answers, refused
+    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+
+    sets = {"forget": refused(question_answers(forget_set, "forget"), script_args.refusals(), training_args.seed)}
+    if retain_set is not None:
+        retained = question_answers(retain_set, "retain")
+        draw = RetainSampler(training_args.seed, len(forget_set), len(retained))
+        sets["retain"] = [retained[draw(0, index)] for index in range(len(forget_set))]
+
+    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    parts = []
+    for name, records in sets.items():
+        rows = [
+            tokenize_numbered_row(
+                row,
+                index,
+                name,
+                tokenizer=tokenizer,
+                system_prompt=script_args.system_prompt,
+                date_string=script_args.date_string,
+            )
+            for index, row in enumerate(records)
+        ]
+        check_rows(rows, training_args.max_length, name)
+        parts.append(Dataset.from_list(rows))
+
+    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
+    model_arguments = trainer_model_arguments(model_args, init_kwargs)
+    training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
+    return SFTTrainer(
+        **model_arguments,
+        args=training_args,
+        train_dataset=concatenate_datasets(parts),
+        processing_class=tokenizer,
+    )
+
+
+def make_parser(prog: str | None = None):
+    from trl import ModelConfig, SFTConfig, TrlParser
+
+    from trl_rkld.scripts.arguments import RefusalScriptArguments
+
+    return TrlParser((RefusalScriptArguments, SFTConfig, ModelConfig), prog=prog, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())
