@@ -20,7 +20,7 @@ from .backends.transformers import TransformersBackend, evaluating
 from .config import EvalConfig
 from .evaluation import check_retain_log, load_rows
 from .metrics import rouge_scores
-from .quantization import keep_quantized_weights
+from .quantization import keep_quantized_weights, quantized_parameters
 from .questions import QuestionSet, tofu_questions
 from .results import EvalLog, RougeItem, read_json, read_log, write_json
 from .tofu import SetScores, build_log
@@ -355,7 +355,12 @@ def rounded_weights(model: nn.Module, dtype: str) -> Iterator[None]:
             `"bfloat16"`, `"float16"`, `"float32"`, or `"auto"` to change nothing.
     """
     wanted = None if dtype == "auto" else getattr(torch, dtype)
-    changed = [p for p in model.parameters() if wanted not in (None, p.dtype) and p.is_floating_point()]
+    packed = quantized_parameters(model)  # which may be stored as floats, and are none
+    changed = [
+        parameter
+        for parameter in model.parameters()
+        if wanted not in (None, parameter.dtype) and parameter.is_floating_point() and id(parameter) not in packed
+    ]
     kept = [parameter.data for parameter in changed]
     try:
         for parameter in changed:

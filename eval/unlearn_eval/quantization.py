@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """4-bit models."""
 
+from torch import nn
 from transformers import PreTrainedModel
 
 
@@ -33,3 +34,14 @@ def keep_quantized_weights(model: PreTrainedModel) -> None:
                     "a freshly loaded model that has not generated or evaluated anything yet."
                 )
             module.support_avx512bf16_for_cpu = False
+
+
+def quantized_parameters(model: nn.Module) -> set[int]:
+    """The `id` of each parameter that holds packed 4-bit weights; `model` may be a PEFT wrapper."""
+    causal_lm = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    if not is_quantized(causal_lm):
+        return set()
+
+    from bitsandbytes.nn import Params4bit
+
+    return {id(parameter) for parameter in model.parameters() if isinstance(parameter, Params4bit)}

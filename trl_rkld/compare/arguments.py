@@ -25,6 +25,17 @@ _RESERVED = (
     "eval_strategy",
     "resume_from_checkpoint",
     "push_to_hub",
+    "dry_run",
+    "eval_dataset_name",
+    # An augmented model is a job of its own, which runs share: see `augment`.
+    "augmented_num_train_epochs",
+    "augmented_learning_rate",
+    "augmented_output_dir",
+    # A run that goes on after a kill must end as it would have.
+    "save_only_model",
+    "ignore_data_skip",
+    "stop_at_forget_prob",
+    "max_steps",
 )
 
 
@@ -52,6 +63,9 @@ def parse(command: str, where: str, arguments: dict[str, Any], **ours: Any) -> t
     reserved = [key for key in arguments if key in _RESERVED]
     if reserved:
         raise ValueError(f"{where}: `{reserved[0]}` is decided by the comparison itself. Remove it.")
+    nulls = [key for key, value in arguments.items() if value is None]
+    if nulls:  # on a command line it would be the word "None"
+        raise ValueError(f"{where}: `{nulls[0]}` has no value. Give one, or leave it out for the default.")
     script = "unlearn" if command in METHODS else command
     module = importlib.import_module(f"..scripts.{script}", __package__)
     parser = module.make_parser(*([command] if command in METHODS else []))

@@ -106,20 +106,30 @@ def write_case_study(jobs: list[Job], output_dir: Path) -> Path | None:
         return None
     parts = []
     for split, by_model in found.items():
-        first = next(iter(by_model.values()))
-        for i, asked in enumerate(first["answers"]):
-            cells = [["model", "answer"], ["(truth)", asked["true"]]]
-            cells += [[name, _cell(one["answers"][i]["answer"])] for name, one in by_model.items()]
-            parts.append(f"## {split}: {asked['question']}\n\n{markdown_table(cells, ['<', '<'])}")
-        for i, asked in enumerate(first["completions"]):
-            cells = [["model", f"likeliest next words after “{asked['beginning']}”"]]
-            for name, one in by_model.items():
-                top = one["completions"][i]["top"]
-                cells.append([name, ", ".join(f"{_cell(word)} {p:.3f}" for word, p in top)])
-            parts.append(f"## {split}: {asked['question']}\n\n{markdown_table(cells, ['<', '<'])}")
+        # Jobs that were done at different starts may have been asked different things.
+        for question, true in _asked(by_model, "answers", "question", "true"):
+            cells = [["model", "answer"], ["(truth)", _cell(true)]]
+            for name, said in by_model.items():
+                cells += [[name, _cell(one["answer"])] for one in said["answers"] if one["question"] == question]
+            parts.append(f"## {split}: {question}\n\n{markdown_table(cells, ['<', '<'])}")
+        for question, beginning in _asked(by_model, "completions", "question", "beginning"):
+            cells = [["model", f"likeliest next tokens after “{_cell(beginning)}”"]]
+            for name, said in by_model.items():
+                tops = [
+                    one["top"]
+                    for one in said["completions"]
+                    if (one["question"], one["beginning"]) == (question, beginning)
+                ]
+                cells += [[name, ", ".join(f"{_cell(word)} {p:.3f}" for word, p in top)] for top in tops]
+            parts.append(f"## {split}: {question}\n\n{markdown_table(cells, ['<', '<'])}")
     path = output_dir / "case_study.md"
     write_atomically(path, "\n".join(parts).encode())
     return path
+
+
+def _asked(by_model: dict[str, dict[str, Any]], part: str, *names: str) -> list[tuple[str, ...]]:
+    """What any of the models was asked, each once."""
+    return list(dict.fromkeys(tuple(one[name] for name in names) for said in by_model.values() for one in said[part]))
 
 
 def _cell(text: str) -> str:

@@ -1,17 +1,41 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """Everything that can be wrong, before the first job starts."""
 
-from pathlib import Path
+from importlib.util import find_spec
+from math import isfinite
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
 from unlearn_eval import EvalConfig
 from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu_questions
 
+from ..teacher.prepare import is_adapter
 from .arguments import parse
 from .config import TRAINED_COMMANDS, CompareConfig
 from .data import learnt_sets, retain_set
 from .plan import Job, check_folders
+
+
+# What the comparison itself decides, and what the evaluation of each epoch can't follow.
+_RESERVED = (
+    "model_name_or_path",
+    "output_dir",
+    "forget_split",
+    "dataset_name",
+    "forget_dataset",
+    "retain_dataset",
+    "holdout_dataset",
+    "retain_logs",
+    "compare_to",
+    "question_key",
+    "compat",
+    "score_backend",
+    "load_in_4bit",
+    "attn_implementation",
+    "model_revision",
+)
+_TEMPLATE = ("system_prompt", "date_string", "question_template")
 
 
 def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
@@ -24,13 +48,26 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
         jobs (`list[Job]`):
             The plan.
     """
-    if "forget_split" in config.evaluation or "retain_logs" in config.evaluation or "output_dir" in config.evaluation:
-        raise ValueError("`evaluation`: split, logs and folder are decided by the comparison itself. Remove them.")
+    for package in ("rouge_score", "scipy", "matplotlib"):  # now, not after the first training
+        if find_spec(package) is None:
+            raise ValueError(f"`{package}` is not installed: `pip install 'trl-rkld[eval]'`.")
+    reserved = [key for key in config.evaluation if key in _RESERVED]
+    if reserved:
+        raise ValueError(f"`evaluation`: `{reserved[0]}` is decided by the comparison itself. Remove it.")
+    for name in ("finetune", "augment", "common"):
+        _check_template(name, getattr(config, name), config.evaluation)
     for job in jobs:
         _check_settings(job, config)
-    names = [config.model_name_or_path, config.target_model_name_or_path, *config.retain_model_name_or_path.values()]
-    for name in filter(None, names):
-        AutoConfig.from_pretrained(name)
+    models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
+    models |= {f"retain_model_name_or_path[{split}]": one for split, one in config.retain_model_name_or_path.items()}
+    for field, name in models.items():
+        try:
+            if name is not None and is_adapter(name):
+                raise ValueError("It is an adapter; merge it (`trl-rkld merge`).")
+            if name is not None:
+                AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`{field}`: {name} can't be loaded. {error}") from None
     _check_data(config)
     check_folders(jobs)
 
@@ -40,7 +77,11 @@ def _check_settings(job: Job, config: CompareConfig) -> None:
     ours = {"model_name_or_path": settings["model"], "output_dir": str(job.folder), "use_cpu": config.use_cpu or None}
     if job.kind == "finetune":
         arguments = {key: value for key, value in settings["arguments"].items() if key != "seed"}
-        parse("finetune", "`finetune`, `augment`", arguments, **ours)
+        *_, model_args = parse("finetune", "`finetune`, `augment`", arguments, **ours)
+        if model_args.use_peft or model_args.load_in_4bit:
+            raise ValueError(
+                "`finetune`: target, retain-only and augmented models are whole models. Remove `use_peft`."
+            )
         return
     try:
         EvalConfig(
@@ -53,18 +94,43 @@ def _check_settings(job: Job, config: CompareConfig) -> None:
         raise ValueError(f"`evaluation`: {error}") from None
     if job.kind != "unlearn":
         return
-    taken = {"teacher": {"alpha"}, "task-vector": {"scale", "dtype"}}.get(settings["command"])
-    if taken is not None and not taken.issuperset(settings["arguments"]):
-        raise ValueError(f"`runs`, {settings['command']}: it takes no more than {', '.join(sorted(taken))}.")
-    if settings["command"] in TRAINED_COMMANDS:
-        where = f"`runs`, {settings['command']} ({job.row['setting']})"
-        parse(settings["command"], where, settings["arguments"], **ours, refusals_path=settings["refusals_path"])
+    where = f"`runs`, {settings['command']} ({job.row['setting']})"
+    if settings["command"] not in TRAINED_COMMANDS:
+        _check_numbers(
+            where, settings["arguments"], {"teacher": ("alpha",)}.get(settings["command"], ("scale", "dtype"))
+        )
+        return
+    path = settings["refusals_path"]
+    script_args, _, model_args = parse(settings["command"], where, settings["arguments"], **ours, refusals_path=path)
+    if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
+        raise ValueError(f"{where}: quantised weights can't be trained whole. Use `load_in_4bit` with `use_peft`.")
+    if path is not None:
+        script_args.refusals()
+
+
+def _check_numbers(where: str, arguments: dict[str, Any], taken: tuple[str, ...]) -> None:
+    """Raise on what the commands that don't train can't take."""
+    for key, value in arguments.items():
+        if key not in taken:
+            raise ValueError(f"{where}: `{key}` is none of its settings, {', '.join(taken)}.")
+        if key == "dtype" and value not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"{where}: `dtype` must be bfloat16, float16 or float32, and is {value!r}.")
+        if key != "dtype" and (isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)):
+            raise ValueError(f"{where}: `{key}` must be a number, and is {value!r} (YAML wants a point: 1.0e-4).")
+
+
+def _check_template(name: str, arguments: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """Raise where questions are put in one way in training and in another in evaluation."""
+    for key in _TEMPLATE:
+        if arguments and arguments.get(key) != evaluation.get(key):
+            raise ValueError(
+                f"`{key}` is {evaluation.get(key)!r} in `evaluation` and {arguments.get(key)!r} in `{name}`: give the same."
+            )
 
 
 def _check_data(config: CompareConfig) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
-    names = ("system_prompt", "date_string", "question_template")
-    template = Template(*(config.evaluation.get(name) for name in names), False)
+    template = Template(*(config.evaluation.get(name) for name in _TEMPLATE), False)
     for split in config.splits:
         for name, rows in load_tofu(config.dataset_name, split).items():
             if name != "holdout":
@@ -72,9 +138,7 @@ def _check_data(config: CompareConfig) -> None:
         retain_set(config.dataset_name, split, config.max_retain_samples)
         num_rows = len(load_configuration(config.dataset_name, split))
         for index in [*config.case_study["questions"], *(one["row"] for one in config.case_study["beginnings"])]:
-            if not 0 <= index < num_rows:
-                raise ValueError(f"`case_study` has row {index}, which is none of {split}'s {num_rows}.")
+            if not isinstance(index, int) or not 0 <= index < num_rows:
+                raise ValueError(f"`case_study` has row {index!r}, which is none of {split}'s {num_rows}.")
     if config.target_model_name_or_path is None:
         learnt_sets(config.dataset_name, config.target_split, config.target_split, config.max_retain_samples)
-    if config.refusals_path is not None and not Path(config.refusals_path).is_file():
-        raise FileNotFoundError(f"`refusals_path={config.refusals_path!r}` does not exist.")

@@ -116,6 +116,15 @@ class CompareConfig:
         for name in ("model_name_or_path", "output_dir", "runs", "splits", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is required.")
+        for name in ("runs", "splits", "seeds"):
+            if not isinstance(getattr(self, name), list):
+                raise ValueError(f"`{name}` must be a list, and is {getattr(self, name)!r}.")
+        for name in ("retain_model_name_or_path", "finetune", "augment", "common", "evaluation", "case_study"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"`{name}` must hold names and values, and is {getattr(self, name)!r}.")
+        for name in ("max_retain_samples", "epoch_retain_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
         for split in [
             *self.splits,
             *([self.target_split] if self.target_split else []),
@@ -133,6 +142,8 @@ class CompareConfig:
             raise ValueError("`case_study` takes `questions` and `beginnings`.")
         if any(set(one) != {"row", "words"} for one in self.case_study["beginnings"]):
             raise ValueError("Each of `beginnings` in `case_study` takes a `row` and a number of `words`.")
+        if any(not isinstance(one["words"], int) or one["words"] < 1 for one in self.case_study["beginnings"]):
+            raise ValueError("`words` of `beginnings` in `case_study` must be a number of at least 1.")
         self.models_dir = self.models_dir or f"{self.output_dir}/models"
         self.runs = [self._checked(run, index) for index, run in enumerate(self.runs)]
         names = [(run["method"], run["setting"]) for run in self.runs]
@@ -141,6 +152,8 @@ class CompareConfig:
             raise ValueError(f"Two `runs` are called {twice[0]}: tell them apart by `setting`.")
 
     def _checked(self, run: dict[str, Any], index: int) -> dict[str, Any]:
+        if not isinstance(run, dict) or not isinstance(run.get("augment", {}), dict):
+            raise ValueError(f"`runs[{index}]`, and its `augment`, must hold names and values.")
         command = run.get("command")
         if command not in (*METHODS, *OTHER_COMMANDS):
             raise ValueError(
@@ -149,6 +162,12 @@ class CompareConfig:
         run = {"method": command.replace("-", "_"), "setting": None, "retain": "none", "seeds": self.seeds} | run
         if run["retain"] not in RETAIN_TERMS:
             raise ValueError(f"`runs[{index}]` has `retain: {run['retain']!r}`: use one of {', '.join(RETAIN_TERMS)}.")
+        if run["setting"] is not None:
+            run["setting"] = str(run["setting"])  # such as `setting: 8.0`
+        if "augment" in run and command not in AUGMENTED_COMMANDS:
+            raise ValueError(f"`runs[{index}]` ({command}) has no augmented model. Remove `augment`.")
+        if not isinstance(run["seeds"], list):
+            raise ValueError(f"`seeds` of `runs[{index}]` must be a list, and is {run['seeds']!r}.")
         if run["method"] in ("target", "retain"):
             raise ValueError(f"`runs[{index}]` is called `{run['method']}`, which is a reference's name.")
         if command in ("idk", "dpo") and self.refusals_path is None:

@@ -64,11 +64,11 @@ class Estimate:
             size = sum(map(len, learnt_sets(*(settings[name] for name in names)).values()))
         else:
             size = self.sizes[settings["forget_split"]]
-        return 3 * _TOKENS * size * settings["arguments"].get("num_train_epochs", 3)
+        return 3 * _TOKENS * size * float(settings["arguments"].get("num_train_epochs", 3))
 
     def _evaluate(self, settings: dict[str, Any]) -> float:
         questions = self.sizes[settings["forget_split"]] + _OTHER_QUESTIONS
-        questions = min(questions, 5 * settings["evaluation"].get("max_samples", questions))
+        questions = min(questions, 5 * (settings["evaluation"].get("max_samples") or questions))
         generated = 2 if settings["evaluation"].get("max_new_tokens", 200) else 1
         return generated * questions * _ANSWERS * _TOKENS / 2
 
@@ -79,7 +79,7 @@ class Estimate:
         size = self.sizes[settings["forget_split"]]
         samples = size * (1 if settings["retain"] == "none" else 2)
         scored = (size + self.config.epoch_retain_samples) * _ANSWERS * _TOKENS / 2
-        return settings["arguments"].get("num_train_epochs", 10) * (3 * _TOKENS * samples + scored) + 2 * full
+        return float(settings["arguments"].get("num_train_epochs", 10)) * (3 * _TOKENS * samples + scored) + 2 * full
 
 
 def matmul_speed(use_cpu: bool) -> float:

@@ -2,6 +2,7 @@
 """From a configuration to jobs in the order of their value: each a model, an evaluation or a run, in a folder of its own."""
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class Job:
             The columns by which its result is known in the table; models have none.
         options (`dict`, *optional*):
             What may differ from an earlier start: it decides nothing but what is kept.
+        temporary (`bool`, *optional*, defaults to `False`):
+            Whether its result goes when no other job needs it any more: an augmented model.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Job:
     needs: tuple[str, ...] = ()
     row: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
+    temporary: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -65,15 +69,42 @@ def make_plan(config: CompareConfig) -> list[Job]:
             The jobs.
     """
     plan = _Plan(config)
-    for split in sorted(config.splits):
+    for split in sorted(set(config.splits)):
         plan.add_reference("retain", split)
         plan.add_reference("target", split)
     for seed in sorted({seed for run in config.runs for seed in run["seeds"]}, key=_first_use(config)):
-        for split in sorted(config.splits):
+        for split in sorted(set(config.splits)):
             for run in config.runs:
                 if seed in run["seeds"]:
                     plan.add_run(run, split, seed)
     return list(plan.jobs.values())
+
+
+def left_to_do(jobs: list[Job]) -> list[Job]:
+    """
+    The jobs whose results are missing, and the models that these need; a model that nothing needs any more is not made.
+
+    Args:
+        jobs (`list[Job]`):
+            The plan.
+
+    Returns:
+        `list[Job]`:
+            Some of them, in order.
+    """
+    wanted = {job.name for job in jobs if job.row is not None and not job.is_done}
+    for job in reversed(jobs):  # each stands after what it needs
+        if job.name in wanted and not job.is_done:
+            wanted.update(job.needs)
+    return [job for job in jobs if job.name in wanted and not job.is_done]
+
+
+def remove_temporary(jobs: list[Job]) -> None:
+    """Delete the augmented models that no job needs any more: they know the forget set better than any other model."""
+    needed = {need for job in left_to_do(jobs) for need in job.needs}
+    for job in jobs:
+        if job.temporary and job.is_done and job.name not in needed:
+            shutil.rmtree(job.folder)
 
 
 def check_folders(jobs: list[Job]) -> None:
@@ -115,7 +146,11 @@ class _Plan:
         """A method's run with one seed."""
         config, command = self.config, run["command"]
         setting = "" if run["setting"] is None else f"-{_slug(run['setting'])}"
-        name = f"{split}-{run['method']}{setting}-seed{seed}"
+        name = f"{split}-{_slug(run['method'])}{setting}-seed{seed}"
+        if name in self.jobs:
+            raise ValueError(
+                f"Two `runs` have the folder {name}: tell them apart by `setting`, in letters, digits and points."
+            )
         needs = (self._model("target", split), f"retain-{split}")
         settings = {
             "command": command,
@@ -184,13 +219,14 @@ class _Plan:
             "arguments": arguments,
         }
         name = f"augmented-{split}-seed{seed}-{hash_json(arguments)[:8]}"
-        return self._add(f"model-{name}", "finetune", self.models_dir / name, settings, (target,))
+        temporary = not self.config.keep_models
+        return self._add(f"model-{name}", "finetune", self.models_dir / name, settings, (target,), temporary=temporary)
 
-    def _add(self, name, kind, folder, settings, needs, row=None, options=None) -> str:
+    def _add(self, name, kind, folder, settings, needs, row=None, options=None, temporary=False) -> str:
         needs = tuple(dict.fromkeys(need for need in needs if need is not None))
         # What it is made from is part of what it is.
         settings = settings | {"needs": {need: hash_json(self.jobs[need].settings) for need in needs}}
-        self.jobs.setdefault(name, Job(name, kind, folder, settings, needs, row, options))
+        self.jobs.setdefault(name, Job(name, kind, folder, settings, needs, row, options, temporary))
         return name
 
 
@@ -200,4 +236,4 @@ def _first_use(config: CompareConfig):
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-.")

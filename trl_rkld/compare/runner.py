@@ -12,7 +12,7 @@ import torch
 
 from unlearn_eval.results import write_json
 
-from .plan import JOB_FILE, Job
+from .plan import JOB_FILE, Job, left_to_do
 
 
 def devices(use_cpu: bool) -> list[str]:
@@ -35,7 +35,7 @@ def devices(use_cpu: bool) -> list[str]:
 
 def run_jobs(jobs: list[Job], free: list[str], on_done: Callable[[Job, float], Any]) -> list[Job]:
     """
-    Do all jobs that are not done. One that fails keeps only those from starting that need it.
+    Do all jobs that are left to do. One that fails keeps only those from starting that need it.
 
     Args:
         jobs (`list[Job]`):
@@ -49,8 +49,8 @@ def run_jobs(jobs: list[Job], free: list[str], on_done: Callable[[Job, float], A
         `list[Job]`:
             Those that failed, or could not start.
     """
-    free, done = list(free), {job.name for job in jobs if job.is_done}
-    waiting = [job for job in jobs if job.name not in done]
+    free, waiting = list(free), left_to_do(jobs)
+    done = {job.name for job in jobs if job not in waiting}
     running: dict[str, tuple[Job, subprocess.Popen, float]] = {}
     failed: list[Job] = []
     try:

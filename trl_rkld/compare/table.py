@@ -53,7 +53,8 @@ def _rows(job: Job) -> list[Row]:
         row = dict.fromkeys(ALL_COLUMNS) | job.row | {"epoch": epoch and round(epoch), "chosen": 0}
         row |= {name: entry.get(name) for name in _OF_HISTORY}
         if epoch in logs:
-            row |= _full_row(logs[epoch], job.row) | {name: row[name] for name in ("epoch", *EPOCH_COLUMNS)}
+            full = _full_row(logs[epoch], job.row) | {"epoch": row["epoch"]}
+            row |= full | {name: entry[name] for name in EPOCH_COLUMNS if name in entry}
             row["chosen"] = int(epoch == history["chosen"])
         rows.append(row)
     for row in rows:
@@ -126,7 +127,7 @@ def tables(rows: list[Row]) -> str:
         for row in of_split:
             last[row["method"], row["setting"], row["seed"]] = row
         parts.append(
-            f"## {split}, epoch where forget quality first peaks\n\n{_table(list(filter(_is_shown, of_split)))}"
+            f"## {split}, epoch of the highest forget quality (the first of equals)\n\n{_table(list(filter(_is_shown, of_split)))}"
         )
         parts.append(f"## {split}, last epoch\n\n{_table(list(last.values()))}")
     return "\n".join(parts)
@@ -167,9 +168,9 @@ def _quality(rows: list[Row]) -> str:
 
 _CELLS: dict[str, Callable[[list[Row]], str]] = {
     "epoch": _spread("epoch", 0),
-    "n": _spread("n", 0),
+    "n": lambda rows: str(rows[0]["n"]),
     "D": _spread("ks_d", 3),
-    "forget quality p": _quality,
+    "forget quality p, geometric mean (range)": _quality,
     "retain utility": _spread("retain_utility", 3),
     "model utility": _spread("model_utility", 3),
     "forget prob": _spread("forget_prob", 3),

@@ -88,7 +88,7 @@ def evaluate_teacher(original: str, augmented: str, alpha: float, config: EvalCo
         config ([`~unlearn_eval.EvalConfig`]):
             Configuration, with the transformers backend; the results go into its `output_dir`.
     """
-    config = replace(config, dtype="float32")
+    config = replace(config, dtype="float32", backend="transformers", score_backend="transformers")
     checkpoints = [resolve_checkpoint(name, config) for name in (original, augmented)]
     if any(one.adapter is not None for one in checkpoints):
         raise ValueError(

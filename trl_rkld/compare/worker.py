@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval import EvalConfig
+from unlearn_eval.callback import BEST_FOLDER, RECORD_FILE
 from unlearn_eval.evaluation import run
 from unlearn_eval.results import EVAL_FILE, read_json, write_json
 
@@ -80,10 +81,10 @@ def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use
         make = _train if settings["command"] in TRAINED_COMMANDS else _subtract
         write_json(folder / HISTORY_FILE, make(models, settings, use_cpu))
     history = read_json(folder / HISTORY_FILE)
-    _evaluate(str(models / "best"), folder / "chosen", settings)
+    _evaluate(str(models / BEST_FOLDER), folder / "chosen", settings)
     if history["last"] != history["chosen"]:  # else one model, one evaluation
         _evaluate(str(models / "last"), folder / "last", settings)
-    examine(str(models / "best"), folder / "chosen", settings, options["case_study"])
+    examine(str(models / BEST_FOLDER), folder / "chosen", settings, options["case_study"])
     if not options["keep_models"]:
         shutil.rmtree(models, ignore_errors=True)
 
@@ -108,6 +109,10 @@ def _train(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, A
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(models))
     trainer.save_model(str(models / "last"))
+    if read_json(models / BEST_FOLDER / RECORD_FILE)["step"] != callback.best["step"]:
+        # A run that was killed and went on saw other numbers the second time (another device?).
+        shutil.rmtree(models)
+        raise RuntimeError("The best epoch's model is of another epoch. Start again: this run begins anew.")
     result = {"epochs": callback.history[1:], "chosen": callback.best["epoch"], "last": callback.history[-1]["epoch"]}
     _remove_checkpoints(models)
     del trainer, callback
@@ -167,7 +172,7 @@ def _subtract(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str
     from ..scripts.task_vector import subtract
 
     shutil.rmtree(models, ignore_errors=True)
-    subtract(settings["model"], settings["augmented_model"], str(models / "best"), **settings["arguments"])
+    subtract(settings["model"], settings["augmented_model"], str(models / BEST_FOLDER), **settings["arguments"])
     return NO_EPOCHS
 
 
@@ -202,18 +207,22 @@ def _eval_config(settings: dict[str, Any], folder: Path) -> EvalConfig:
         output_dir=str(folder),
         forget_split=settings["forget_split"],
         retain_logs=settings["retain_logs"],
+        score_backend="transformers",  # as after each epoch
         **settings["evaluation"],
     )
 
 
-def _last_checkpoint(folder: Path) -> bool | None:
+def _last_checkpoint(folder: Path) -> str | None:
     from ..run_record import checkpoints
 
-    return True if checkpoints(str(folder)) else None
+    # By its name: the Trainer would take one that was not written to its end.
+    complete = checkpoints(str(folder))
+    return str(complete[-1]) if complete else None
 
 
 def _remove_checkpoints(folder: Path) -> None:
     for path in folder.glob("checkpoint-*"):
+        (path / "trainer_state.json").unlink(missing_ok=True)  # half removed, it must not be taken for a whole one
         shutil.rmtree(path)
 
 

@@ -10,6 +10,8 @@ Killed at any moment and started again, it goes on where it was, and ends with t
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,7 +20,7 @@ from ..compare.case_study import write_case_study
 from ..compare.checks import check_everything
 from ..compare.config import CompareConfig
 from ..compare.estimate import Estimate, in_words
-from ..compare.plan import Job, make_plan
+from ..compare.plan import Job, check_folders, left_to_do, make_plan, remove_temporary
 from ..compare.runner import devices, run_jobs
 from ..compare.table import all_rows, tables, write_results
 from ..recipes_index import resolve_recipe
@@ -45,16 +47,9 @@ def run(arguments: list[str]) -> int:
     if config.dry_run:
         return 0
     output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    # Two comparisons may share models, so that one waits for the other.
-    Path(config.models_dir).mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(Path(config.models_dir) / "compare.lock").acquire(timeout=0):
-            failed = _run(jobs, estimate, free, output_dir)
-    except Timeout:
-        raise ValueError(
-            f"Another comparison with `models_dir={config.models_dir}` is running. Wait for it."
-        ) from None
+    with _locked(output_dir), _locked(Path(config.models_dir)):  # comparisons may share models
+        check_folders(jobs)
+        failed = _run(jobs, estimate, free, output_dir)
     print(f"\n{tables(all_rows(jobs))}")
     for path in [*write_results(jobs, output_dir), write_case_study(jobs, output_dir)]:
         if path is not None:
@@ -66,16 +61,29 @@ def run(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "compare.lock").acquire(timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"Another comparison is running in `{folder}`. Wait for it.") from None
+
+
 def _run(jobs: list[Job], estimate: Estimate, free: list[str], output_dir: Path) -> list[Job]:
     def on_done(job: Job, seconds: float) -> None:
-        write_results(jobs, output_dir)
-        left = sum(estimate.seconds(job) for job in jobs if not job.is_done) / len(free)
-        done = sum(job.is_done for job in jobs)
+        todo = left_to_do(jobs)
+        left = sum(map(estimate.seconds, todo)) / len(free)
         print(
-            f"{time.strftime('%H:%M')} ✓ {job.name} ({in_words(seconds)}); {done} of {len(jobs)}, "
-            f"about {in_words(left)} left",
+            f"{time.strftime('%H:%M')} ✓ {job.name} ({in_words(seconds)}); {len(todo)} left, about {in_words(left)}",
             flush=True,
         )
+        remove_temporary(jobs)
+        try:
+            write_results(jobs, output_dir)
+        except OSError as error:  # a full disk, say: the jobs go on, and the results are written again at the end
+            print(f"The results could not be written: {error}", flush=True)
 
     return run_jobs(jobs, free, on_done)
 
@@ -83,13 +91,13 @@ def _run(jobs: list[Job], estimate: Estimate, free: list[str], output_dir: Path)
 def show_plan(jobs: list[Job], estimate: Estimate, num_devices: int) -> None:
     """Print the jobs in the order in which they are started, and how long they take."""
     print("Plan, in the order of value:")
-    total = 0.0
+    todo = left_to_do(jobs)
     for job in jobs:
-        seconds = 0.0 if job.is_done else estimate.seconds(job)
-        total += seconds
-        print(f"  {job.name:<60} {'done' if job.is_done else in_words(seconds)}")
+        words = in_words(estimate.seconds(job)) if job in todo else "done" if job.is_done else "not needed any more"
+        print(f"  {job.name:<60} {words}")
+    total = sum(map(estimate.seconds, todo)) / num_devices
     print(
-        f"About {in_words(total / num_devices)} on {num_devices} device(s). An estimate: finished jobs correct it.",
+        f"About {in_words(total)} on {num_devices} device(s). An estimate: finished jobs correct it.",
         flush=True,
     )
 

@@ -38,7 +38,11 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
     from trl_rkld.teacher.prepare import check_initialisation, is_adapter
     from trl_rkld.teacher.roles import without_peft
+    from trl_rkld.trainer.saves_record import SavesRecord
     from unlearn_eval.quantization import keep_quantized_weights
+
+    class RecordingDPOTrainer(SavesRecord, DPOTrainer):
+        pass
 
     if retain_set is not None:
         raise ValueError("DPO takes no retain set: TRL's trainer has no term for it. Remove `retain_dataset_name`.")
@@ -67,7 +71,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
         training_args.precompute_ref_log_probs = True
     if adapter:
         keep_quantized_weights(without_peft(model_arguments["model"]))
-    trainer = DPOTrainer(
+    trainer = RecordingDPOTrainer(
         **model_arguments, args=training_args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
     )
     if adapter:

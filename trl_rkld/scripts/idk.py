@@ -36,6 +36,10 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from trl_rkld.data import RetainSampler, check_rows, tokenize_numbered_row
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+    from trl_rkld.trainer.saves_record import SavesRecord
+
+    class IDKTrainer(SavesRecord, SFTTrainer):
+        pass
 
     sets = {"forget": refused(question_answers(forget_set, "forget"), script_args.refusals(), training_args.seed)}
     if retain_set is not None:
@@ -63,7 +67,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
     model_arguments = trainer_model_arguments(model_args, init_kwargs)
     training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
-    return SFTTrainer(
+    return IDKTrainer(
         **model_arguments,
         args=training_args,
         train_dataset=concatenate_datasets(parts),

@@ -41,7 +41,7 @@ class TokenStates:
 
         Args:
             values (`Callable`):
-                From a batch to the values of its counted tokens: [`hidden_states`] or [`log_probs`] of a role.
+                From a batch to the values of its counted tokens: hidden states, or [`Role.label_log_probs`].
             dataset ([`~datasets.Dataset`]):
                 Samples with `input_ids`, `labels` and `sample_id`.
             collator, batch_size, accelerator, description:

@@ -19,7 +19,6 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from unlearn_eval.fingerprint import hash_samples, hash_tensors
-from unlearn_eval.quantization import is_quantized
 from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
 
 from ..data import (
@@ -48,6 +47,7 @@ from ..teacher.roles import (
 from ..version import __version__
 from .checks import check_arguments, check_model, student_adapter
 from .model_card import extend_model_card
+from .saves_record import base_record
 from .unlearning_config import UnlearningConfig
 
 
@@ -517,9 +517,7 @@ class UnlearningTrainer(SFTTrainer):
             "settings": self._card_settings(),
             "teacher": self._teacher_fingerprint,
             "teacher_digest": self._teacher_digest,
-            "dtype": str(without_peft(self.model).dtype).removeprefix("torch."),
-            "base_revision": (self.args.model_init_kwargs or {}).get("revision"),
-            "quantization": _quantization_record(without_peft(self.model)),
+            **base_record(self.model, self.args.model_init_kwargs),
         }
 
     def _adapter_hash(self) -> str | None:
@@ -599,7 +597,3 @@ def _count_tokens(labels: torch.Tensor) -> torch.Tensor:
 def _checked(row: dict[str, Any], index: int, max_length: int | None, name: str) -> dict[str, Any]:
     check_row(row, index, max_length, name)
     return row
-
-
-def _quantization_record(model: PreTrainedModel) -> dict[str, Any] | None:
-    return model.hf_quantizer.quantization_config.to_dict() if is_quantized(model) else None

@@ -1,0 +1,47 @@
+# Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from unlearn_eval.quantization import is_quantized
+
+from ..run_record import write_record
+from ..teacher.roles import without_peft
+from ..version import __version__
+
+
+def base_record(model: PreTrainedModel | PeftModel, init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """
+    How the weights below a model, or below its adapter, were held: what merging and evaluation need to know.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model.
+        init_kwargs (`dict`, *optional*):
+            Arguments of `from_pretrained` with which it was loaded.
+
+    Returns:
+        `dict`:
+            `"dtype"`, `"base_revision"` and `"quantization"`.
+    """
+    causal_lm = without_peft(model)
+    quantized = is_quantized(causal_lm)
+    return {
+        "dtype": str(causal_lm.dtype).removeprefix("torch."),
+        "base_revision": (init_kwargs or {}).get("revision"),
+        "quantization": causal_lm.hf_quantizer.quantization_config.to_dict() if quantized else None,
+    }
+
+
+class SavesRecord:
+    """
+    Mixin for TRL's own trainers: beside what they save stands `unlearning.json`, so that a 4-bit adapter is merged and
+    evaluated on the base that it was trained on.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        record = {"trl_rkld_version": __version__, "method": self._name, "finished": True, "forget_set": None}
+        record |= {"adapter": None} | base_record(self.model, self.args.model_init_kwargs)
+        write_record(output_dir or self.args.output_dir, record)
