@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_rkld import RKLDTrainer
 from unlearn_eval.backends.transformers import TransformersBackend
-from unlearn_eval.callback import TofuEvalCallback
+from unlearn_eval.callback import TofuEvalCallback, rounded_weights
 from unlearn_eval.evaluation import evaluate
 from unlearn_eval.prompts import tokenize_question
 
@@ -211,6 +211,110 @@ def test_values_are_those_of_evaluate(make, peft, generate, target, data, retain
     logged = [logs for logs in trainer.state.log_history if "tofu_utility" in logs]
     assert [logs["tofu_ks_d"] for logs in logged] == [entry["ks_d"] for entry in callback.history]
     assert not any(name.startswith("eval_") for logs in logged for name in logs)
+
+
+_ADAPTERS = pytest.mark.xfail(strict=True, reason="evaluate leaves an adapter's weights in float32, the callback not")
+
+
+@pytest.mark.parametrize(
+    "make, peft",
+    [
+        (rkld_trainer, False),
+        (sft_trainer, False),
+        pytest.param(rkld_trainer, True, marks=_ADAPTERS),
+        pytest.param(sft_trainer, True, marks=_ADAPTERS),
+    ],
+)
+def test_rounded_values_are_those_of_evaluate(make, peft, target, data, retain_logs, tmp_path):
+    """`dtype="bfloat16"`: those of the model saved in float32 and loaded in bfloat16, before training and after."""
+    trainer = make(target, tmp_path, peft_config=lora() if peft else None, learning_rate=3e-2 if peft else 1e-2)
+    callback = with_callback(trainer, data, retain_logs=retain_logs, dtype="bfloat16")
+    trainer.train()
+    trainer.save_model(str(tmp_path / "last"))
+    for entry, path in ((callback.history[0], target), (callback.history[-1], tmp_path / "last")):
+        settings = {"retain_logs": retain_logs, "dtype": "bfloat16"}
+        assert_entry_is_log(entry, score(path, data, tmp_path / f"log{entry['step']}", **settings))
+    whole = score(tmp_path / "last", data, tmp_path / "float32", retain_logs=retain_logs, dtype="float32")
+    # Else the test could not tell the two apart.
+    assert callback.history[-1]["forget_prob"] != pytest.approx(whole["forget_Q_A_Prob"]["agg_value"], abs=1e-5)
+
+
+@pytest.mark.parametrize("make, peft", [(rkld_trainer, False), (sft_trainer, False), (sft_trainer, True)])
+def test_rounding_leaves_training_untouched(make, peft, target, data, tmp_path):
+    """Weights, and the optimizer's moments, after epochs with and without; the best epoch is saved as it was trained."""
+    trained, weights = [], {}
+    for dtype in (None, "bfloat16"):
+        trainer = make(target, tmp_path / str(dtype), peft_config=lora() if peft else None, num_train_epochs=3)
+        if dtype is None:
+            trainer.add_callback(
+                _AtEpochs(lambda state, model=trainer.model: weights.update({state.global_step: parameters(model)}))
+            )
+        else:
+            callback = with_callback(trainer, data, dtype=dtype)
+        trainer.train()
+        trained.append(trainer)
+    one, other = trained
+    before = parameters(AutoModelForCausalLM.from_pretrained(target))
+    changed = 0
+    for (name, weight), same in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+        assert weight.dtype == same.dtype == torch.float32 and torch.equal(weight, same), name
+        changed += name not in before or not torch.equal(weight, before[name])
+    assert changed
+    moments = [[state["exp_avg_sq"] for state in trainer.optimizer.state.values()] for trainer in trained]
+    assert len(moments[0]) > 3 and all(map(torch.equal, *moments))
+    folder = tmp_path / "bfloat16" / "output" / "best"
+    model = AutoModelForCausalLM.from_pretrained(target if peft else folder)
+    model = PeftModel.from_pretrained(model, folder) if peft else model
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[callback.best["step"]][name]), name
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_come_back(dtype, fails, tokenizer):
+    """Bit for bit and in the same memory, the tied ones tied, gradients with them, also after an error."""
+    model = tiny_llama(len(tokenizer), tie_word_embeddings=True)
+    inputs = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=inputs, labels=inputs).loss.backward()
+    before, places = parameters(model), [parameter.data_ptr() for parameter in model.parameters()]
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    try:
+        with rounded_weights(model, dtype):
+            for name, parameter in model.named_parameters():
+                assert torch.equal(parameter, before[name].to(getattr(torch, dtype))), name
+                assert parameter.dtype == getattr(torch, dtype)
+            assert model.lm_head.weight is model.model.embed_tokens.weight
+            with torch.no_grad():
+                assert model(input_ids=inputs).logits.dtype == getattr(torch, dtype)
+            if fails:
+                raise _Killed
+    except _Killed:
+        assert fails
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter.view(torch.int32), before[name].view(torch.int32)), name
+        assert torch.equal(parameter.grad, gradients[name])
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_auto_changes_nothing(tokenizer):
+    """Nor does the dtype that the weights have; integers, such as 4-bit weights are, stay as they are."""
+    model = tiny_llama(len(tokenizer))
+    packed = torch.nn.Parameter(torch.tensor([1, 2, 3], dtype=torch.uint8), requires_grad=False)
+    model.register_parameter("packed", packed)
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    for dtype in ("auto", "float32"):
+        with rounded_weights(model, dtype):
+            assert [parameter.data_ptr() for parameter in model.parameters()] == places
+    with rounded_weights(model, "bfloat16"):
+        assert packed.dtype == torch.uint8 and packed.tolist() == [1, 2, 3]
+        assert model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_unknown_dtype(target, data, tmp_path):
+    with pytest.raises(ValueError, match="`dtype='bf16'` is not one of auto, bfloat16, float16, float32"):
+        with_callback(sft_trainer(target, tmp_path), data, dtype="bf16")
 
 
 @pytest.mark.parametrize("make", [rkld_trainer, sft_trainer])
