@@ -54,8 +54,6 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     reserved = [key for key in config.evaluation if key in _RESERVED]
     if reserved:
         raise ValueError(f"`evaluation`: `{reserved[0]}` is decided by the comparison itself. Remove it.")
-    for name in ("finetune", "augment", "common"):
-        _check_template(name, getattr(config, name), config.evaluation)
     for job in jobs:
         _check_settings(job, config)
     models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
@@ -77,6 +75,7 @@ def _check_settings(job: Job, config: CompareConfig) -> None:
     ours = {"model_name_or_path": settings["model"], "output_dir": str(job.folder), "use_cpu": config.use_cpu or None}
     if job.kind == "finetune":
         arguments = {key: value for key, value in settings["arguments"].items() if key != "seed"}
+        _check_template("`finetune`, `augment`", arguments, config.evaluation)
         *_, model_args = parse("finetune", "`finetune`, `augment`", arguments, **ours)
         if model_args.use_peft or model_args.load_in_4bit:
             raise ValueError(
@@ -100,6 +99,7 @@ def _check_settings(job: Job, config: CompareConfig) -> None:
             where, settings["arguments"], {"teacher": ("alpha",)}.get(settings["command"], ("scale", "dtype"))
         )
         return
+    _check_template(where, settings["arguments"], config.evaluation)
     path = settings["refusals_path"]
     script_args, _, model_args = parse(settings["command"], where, settings["arguments"], **ours, refusals_path=path)
     if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
@@ -119,12 +119,12 @@ def _check_numbers(where: str, arguments: dict[str, Any], taken: tuple[str, ...]
             raise ValueError(f"{where}: `{key}` must be a number, and is {value!r} (YAML wants a point: 1.0e-4).")
 
 
-def _check_template(name: str, arguments: dict[str, Any], evaluation: dict[str, Any]) -> None:
+def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str, Any]) -> None:
     """Raise where questions are put in one way in training and in another in evaluation."""
     for key in _TEMPLATE:
-        if arguments and arguments.get(key) != evaluation.get(key):
+        if arguments.get(key) != evaluation.get(key):
             raise ValueError(
-                f"`{key}` is {evaluation.get(key)!r} in `evaluation` and {arguments.get(key)!r} in `{name}`: give the same."
+                f"{where}: `{key}` is {evaluation.get(key)!r} in `evaluation` and {arguments.get(key)!r} here: give the same."
             )
 
 
