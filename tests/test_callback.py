@@ -213,16 +213,13 @@ def test_values_are_those_of_evaluate(make, peft, generate, target, data, retain
     assert not any(name.startswith("eval_") for logs in logged for name in logs)
 
 
-_ADAPTERS = pytest.mark.xfail(strict=True, reason="evaluate leaves an adapter's weights in float32, the callback not")
-
-
 @pytest.mark.parametrize(
     "make, peft",
     [
         (rkld_trainer, False),
         (sft_trainer, False),
-        pytest.param(rkld_trainer, True, marks=_ADAPTERS),
-        pytest.param(sft_trainer, True, marks=_ADAPTERS),
+        (rkld_trainer, True),
+        (sft_trainer, True),
     ],
 )
 def test_rounded_values_are_those_of_evaluate(make, peft, target, data, retain_logs, tmp_path):

@@ -435,17 +435,17 @@ def test_finished_comparison_trains_nothing(finished):
     jobs = snapshot(finished.folder, "log.txt", "done.json", "task.json", "history.json", "*.safetensors")
     for name in written:
         (finished.folder / name).unlink()
-    # As after a kill between the last job's end and the removal of what is not needed any more.
+    # As after a kill in the middle of removing what is not needed any more.
     plan = plan_of(finished.data, finished.folder)
     (augmented,) = (job.folder for job in plan if job.name.startswith("model-augmented"))
     augmented.mkdir()
-    (augmented / "done.json").write_text('{"seconds": 1}')
+    (augmented / "model.safetensors").touch()
     again = compare(finished.config)
     assert not augmented.exists()
     assert again.returncode == 0, again.stderr
     assert {name: content for name, (content, _) in snapshot(finished.folder, *names).items()} == written
     assert snapshot(finished.folder, "log.txt", "done.json", "task.json", "history.json", "*.safetensors") == jobs
-    assert again.stdout.count(" done\n") == 7
+    assert again.stdout.count(" done\n") == 6 and again.stdout.count(" not needed any more\n") == 1
     assert "✓" not in again.stdout
 
 
@@ -716,6 +716,7 @@ ONE_RUN = [{"command": "npo"}]
         ({"runs": [{"command": "npo", "beta": -1}]}, "`runs`, npo.*`beta` must be positive"),
         ({"runs": [{"command": "npo", "learning_rate": "fast"}]}, "`runs`, npo.*wrong kind"),
         ({"common": {"output_dir": "x"}}, "`output_dir` is decided by the comparison"),
+        ({"runs": [{"command": "npo", "num_train_epochs": 0}]}, "`num_train_epochs` must be at least 1"),
         ({"common": {"seed": 3}}, "`seed` is decided by the comparison"),
         ({"runs": [{"command": "npo", "retain_loss_type": "kl"}]}, "`retain_loss_type` is decided by the comparison"),
         ({"runs": [{"command": "nop"}]}, r"`runs\[0\]` has the command 'nop'.*npo"),

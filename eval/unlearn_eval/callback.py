@@ -350,16 +350,18 @@ def rounded_weights(model: nn.Module, dtype: str) -> Iterator[None]:
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Model. Quantised weights stay as they are.
+            Model. Quantised weights stay as they are, and so do an adapter's, as in [`evaluate`].
         dtype (`str`):
             `"bfloat16"`, `"float16"`, `"float32"`, or `"auto"` to change nothing.
     """
     wanted = None if dtype == "auto" else getattr(torch, dtype)
-    packed = quantized_parameters(model)  # which may be stored as floats, and are none
+    left = quantized_parameters(model)  # which may be stored as floats, and are none
+    if isinstance(model, PeftModel):
+        left |= {id(parameter) for name, parameter in model.named_parameters() if model.base_model.prefix in name}
     changed = [
         parameter
         for parameter in model.parameters()
-        if wanted not in (None, parameter.dtype) and parameter.is_floating_point() and id(parameter) not in packed
+        if wanted not in (None, parameter.dtype) and parameter.is_floating_point() and id(parameter) not in left
     ]
     kept = [parameter.data for parameter in changed]
     try:

@@ -101,7 +101,11 @@ def _check_settings(job: Job, config: CompareConfig) -> None:
         return
     _check_template(where, settings["arguments"], config.evaluation)
     path = settings["refusals_path"]
-    script_args, _, model_args = parse(settings["command"], where, settings["arguments"], **ours, refusals_path=path)
+    script_args, training_args, model_args = parse(
+        settings["command"], where, settings["arguments"], **ours, refusals_path=path
+    )
+    if training_args.num_train_epochs < 1:
+        raise ValueError(f"{where}: `num_train_epochs` must be at least 1, so that there is an epoch to choose.")
     if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
         raise ValueError(f"{where}: quantised weights can't be trained whole. Use `load_in_4bit` with `use_peft`.")
     if path is not None:

@@ -103,7 +103,7 @@ def remove_temporary(jobs: list[Job]) -> None:
     """Delete the augmented models that no job needs any more: they know the forget set better than any other model."""
     needed = {need for job in left_to_do(jobs) for need in job.needs}
     for job in jobs:
-        if job.temporary and job.is_done and job.name not in needed:
+        if job.temporary and job.folder.is_dir() and job.name not in needed:  # half removed, too
             shutil.rmtree(job.folder)
 
 

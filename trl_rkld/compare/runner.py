@@ -12,7 +12,7 @@ import torch
 
 from unlearn_eval.results import write_json
 
-from .plan import JOB_FILE, Job, left_to_do
+from .plan import JOB_FILE, Job, left_to_do, remove_temporary
 
 
 def devices(use_cpu: bool) -> list[str]:
@@ -49,6 +49,7 @@ def run_jobs(jobs: list[Job], free: list[str], on_done: Callable[[Job, float], A
         `list[Job]`:
             Those that failed, or could not start.
     """
+    remove_temporary(jobs)  # what a kill has left
     free, waiting = list(free), left_to_do(jobs)
     done = {job.name for job in jobs if job not in waiting}
     running: dict[str, tuple[Job, subprocess.Popen, float]] = {}
