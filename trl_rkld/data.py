@@ -53,6 +53,15 @@ def tokenize_numbered_row(row: dict[str, Any], index: int, name: str, **kwargs) 
         raise ValueError(f"Row {index} of the {name} dataset: {error}") from None
 
 
+def tokenize_rows(
+    rows: Iterable[dict[str, Any]], name: str, max_length: int | None, **kwargs
+) -> list[dict[str, list[int]]]:
+    """[`tokenize_numbered_row`] for all rows of a data set, and [`check_rows`] of what comes of it."""
+    tokenized = [tokenize_numbered_row(row, index, name, **kwargs) for index, row in enumerate(rows)]
+    check_rows(tokenized, max_length, name)
+    return tokenized
+
+
 def check_rows(rows: Iterable[dict[str, Any]], max_length: int | None, name: str) -> None:
     """
     Raise, with the number of the row and never its text, where nothing is counted or the end would be cut off.

@@ -149,22 +149,12 @@ def make_unlearning_trainer(settings: dict[str, Any], folder: Path, use_cpu: boo
         return script.make_trainer(*parsed, forget_set=forget, retain_set=retain)
 
     from ..methods import method_class
-    from ..scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+    from ..scripts.unlearn import make_trainer
 
     ours["retain_loss_type"] = None if retain is None else settings["retain"]
-    _, training_args, model_args = parse(command, where, arguments, **ours)
-    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
-    model_arguments = trainer_model_arguments(model_args, init_kwargs)
-    training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
-    if "augmented_model" in settings:
-        model_arguments["augmented_model"] = settings["augmented_model"]
-    return method_class(command, "Trainer")(
-        **model_arguments,
-        args=training_args,
-        train_dataset=forget,
-        retain_dataset=retain,
-        processing_class=load_tokenizer(model_args, training_args.trust_remote_code),
-    )
+    ours["augmented_model_name_or_path"] = settings.get("augmented_model")
+    parsed = parse(command, where, arguments, **ours)
+    return make_trainer(method_class(command, "Trainer"), *parsed, train_dataset=forget, retain_dataset=retain)
 
 
 def _subtract(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, Any]:

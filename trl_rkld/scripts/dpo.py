@@ -33,7 +33,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from peft import PeftConfig
     from trl import DPOTrainer
 
-    from trl_rkld.data import check_rows, tokenize_numbered_row
+    from trl_rkld.data import tokenize_rows
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
     from trl_rkld.teacher.prepare import check_initialisation, is_adapter
@@ -53,11 +53,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
     template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
     for records in (answered, refusing):
-        rows = [
-            tokenize_numbered_row(row, index, "forget", tokenizer=tokenizer, **template)
-            for index, row in enumerate(records)
-        ]
-        check_rows(rows, training_args.max_length, "forget")
+        tokenize_rows(records, "forget", training_args.max_length, tokenizer=tokenizer, **template)
     pairs = [preference(*pair, tokenizer, **template) for pair in zip(answered, refusing, strict=True)]
 
     init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)

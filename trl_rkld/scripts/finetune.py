@@ -28,28 +28,18 @@ def make_trainer(sets, script_args, training_args, model_args):
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from trl_rkld.data import check_rows, in_memory, tokenize_numbered_row
+    from trl_rkld.data import in_memory, tokenize_rows
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
     from unlearn_eval.records import check_answers
 
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
     parts = []
     for name, dataset in sets.items():
         if dataset is None:
             continue
         check_answers(dataset, name)
-        rows = [
-            tokenize_numbered_row(
-                row,
-                index,
-                name,
-                tokenizer=tokenizer,
-                system_prompt=script_args.system_prompt,
-                date_string=script_args.date_string,
-            )
-            for index, row in enumerate(in_memory(dataset))
-        ]
-        check_rows(rows, training_args.max_length, name)
+        rows = tokenize_rows(in_memory(dataset), name, training_args.max_length, tokenizer=tokenizer, **template)
         parts.append(Dataset.from_list(rows))
     if not parts:
         raise ValueError("`dataset_name` or `retain_dataset_name` is required: the records to learn.")

@@ -33,7 +33,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer
 
-    from trl_rkld.data import RetainSampler, check_rows, tokenize_numbered_row
+    from trl_rkld.data import RetainSampler, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
     from trl_rkld.trainer.saves_record import SavesRecord
@@ -48,20 +48,10 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
         sets["retain"] = [retained[draw(0, index)] for index in range(len(forget_set))]
 
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
     parts = []
     for name, records in sets.items():
-        rows = [
-            tokenize_numbered_row(
-                row,
-                index,
-                name,
-                tokenizer=tokenizer,
-                system_prompt=script_args.system_prompt,
-                date_string=script_args.date_string,
-            )
-            for index, row in enumerate(records)
-        ]
-        check_rows(rows, training_args.max_length, name)
+        rows = tokenize_rows(records, name, training_args.max_length, tokenizer=tokenizer, **template)
         parts.append(Dataset.from_list(rows))
 
     init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)

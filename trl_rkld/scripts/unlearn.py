@@ -27,7 +27,7 @@ import sys
 def main(trainer_class, script_args, training_args, model_args):
     from trl_rkld.run_record import refuse_unfinished
     from trl_rkld.scripts.dry_run import dry_run
-    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
 
     # Load the data first: what is wrong with it shows before a model is loaded
     data = {
@@ -35,18 +35,13 @@ def main(trainer_class, script_args, training_args, model_args):
         "retain_dataset": script_args.retain_set(),
         "eval_dataset": script_args.eval_set(training_args.eval_strategy),
     }
-    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
-    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
     if script_args.dry_run:
+        init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
+        tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
         dry_run(trainer_class, training_args, model_args, init_kwargs, tokenizer, data)
         return
 
-    # Initialize the trainer
-    model_arguments = trainer_model_arguments(model_args, init_kwargs)
-    training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
-    if trainer_class.uses_augmented_model:
-        model_arguments["augmented_model"] = script_args.augmented_model_name_or_path
-    trainer = trainer_class(**model_arguments, args=training_args, processing_class=tokenizer, **data)
+    trainer = make_trainer(trainer_class, script_args, training_args, model_args, **data)
 
     # The trainer can't see where an adapter was loaded from
     refuse_unfinished(model_args.model_name_or_path, trainer.forget_set_hash, training_args.output_dir)
@@ -61,6 +56,19 @@ def main(trainer_class, script_args, training_args, model_args):
         trainer.push_to_hub()
         trainer.accelerator.print(f"🤗 Model pushed to the Hub in https://huggingface.co/{trainer.hub_model_id}.")
     trainer.end()
+
+
+def make_trainer(trainer_class, script_args, training_args, model_args, **data):
+    """The trainer, ready to train; `data` are its data sets."""
+    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+
+    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
+    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    model_arguments = trainer_model_arguments(model_args, init_kwargs)
+    training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
+    if trainer_class.uses_augmented_model:
+        model_arguments["augmented_model"] = script_args.augmented_model_name_or_path
+    return trainer_class(**model_arguments, args=training_args, processing_class=tokenizer, **data)
 
 
 def make_parser(method: str, prog: str | None = None):
