@@ -36,3 +36,4 @@ if trainer.is_world_process_zero():
     numbers = {key: [row[0] for row in history(trainer, key)] for key in keys}
     numbers["weights"] = [p.double().sum().item() for p in trainer.model.parameters()]
     (folder / f"{processes}.json").write_text(json.dumps(numbers))
+trainer.end()  # a process that exits with its group open may abort

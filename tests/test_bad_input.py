@@ -309,3 +309,10 @@ def test_non_finite_teacher(tokenizer, tmp_path):
     with pytest.raises(FloatingPointError, match="What the teacher gives is not finite .Augmented model.s states"):
         trainer.train()
     assert not (tmp_path / "output").exists() or not list((tmp_path / "output").iterdir())
+
+
+@pytest.mark.parametrize("bf16, capability, warned", [(True, "AVX2", 1), (True, "AVX512", 0), (False, "AVX2", 0)])
+def test_slow_bfloat16_is_told(bf16, capability, warned, tokenizer, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    make(tokenizer, tmp_path, args=config(tmp_path, bf16=bf16))
+    assert [message.count("Set `bf16=False`") for message in caplog.messages if "bfloat16" in message] == [1] * warned

@@ -23,6 +23,7 @@ from trl_rkld.compare.case_study import FILE, write_case_study
 from trl_rkld.compare.config import CompareConfig
 from trl_rkld.compare.peak import PeakCallback
 from trl_rkld.compare.plan import Job, make_plan
+from trl_rkld.compare.runner import slots
 from trl_rkld.compare.table import ALL_COLUMNS, tables
 from trl_rkld.scripts.compare import run
 from unlearn_eval.callback import TofuEvalCallback
@@ -179,6 +180,25 @@ def other(finished, tmp_path_factory):
     assert {name: after[name] for name in before} == before, "the shared models were made anew"
     weights = weights_below(folder / "out") + weights_below(finished.folder)
     return Finished(finished.data, config, folder / "out", process, weights)
+
+
+def test_two_jobs_at_once(finished, tmp_path):
+    values = settings(finished.data, tmp_path / "out", models_dir=str(finished.folder / "models"), cpu_jobs=2)
+    process = compare(write_config(tmp_path, values))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert (tmp_path / "out" / "results.csv").read_bytes() == (finished.folder / "results.csv").read_bytes()
+    runs = tmp_path / "out" / "runs"
+    starts, ends = ([(runs / run / file).stat().st_mtime for run in (RKLD, NPO)] for file in ("job.json", "done.json"))
+    assert max(starts) < min(ends)
+
+
+def test_cores_are_shared(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert slots(use_cpu=True, cpu_jobs=1) == [{"CUDA_VISIBLE_DEVICES": ""}]
+    assert slots(use_cpu=True, cpu_jobs=3) == [{"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert slots(use_cpu=True, cpu_jobs=3) == [{"CUDA_VISIBLE_DEVICES": ""}] * 3
 
 
 # ---- The table ----
@@ -754,6 +774,8 @@ ONE_RUN = [{"command": "npo"}]
         ({"max_retain_samples": 0}, "`max_retain_samples=0`"),
         ({"max_retain_samples": -5}, "`max_retain_samples=-5`"),
         ({"epoch_retain_samples": 0}, "`epoch_retain_samples=0`"),
+        ({"cpu_jobs": 0}, "`cpu_jobs=0`"),
+        ({"evaluation": {"max_retain_samples": 0}}, "`evaluation`: `max_retain_samples=0`"),
         ({"model_name_or_path": "nowhere/nothing"}, "`model_name_or_path`: nowhere/nothing"),
         ({"target_model_name_or_path": "nowhere/nothing"}, "`target_model_name_or_path`: nowhere/nothing"),({"retain_model_name_or_path": {"forget01": "nowhere"}}, r"`retain_model_name_or_path\[forget01\]`: nowhere can"),
     ],

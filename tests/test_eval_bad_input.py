@@ -56,6 +56,7 @@ def refused(model, settings, message, error=ValueError):
     [
         ({"forget_split": "forget02"}, "`forget_split='forget02'` is not one of forget01, forget05, forget10"),
         ({"max_samples": 0}, "`max_samples=0` must be at least 1"),
+        ({"max_retain_samples": 0}, "`max_retain_samples=0` must be at least 1"),
         ({"max_new_tokens": -1}, "`max_new_tokens=-1` must be at least 0"),
         ({"batch_size": 0}, "`batch_size=0` must be at least 1"),
         ({"compat": "open-unlearning"}, "`compat='open-unlearning'` is unknown. Use `open_unlearning`"),

@@ -225,6 +225,17 @@ def test_metrics(key, n, target, settings):
     assert log[METADATA]["num_questions"] == dict.fromkeys(PEOPLE, n)
 
 
+def test_fewer_retained_questions(target, settings):
+    """The first ones, and all of the other sets."""
+    whole = evaluate(target, **settings)
+    settings["output_dir"] += "_fewer"
+    part = evaluate(target, max_retain_samples=2, **settings)
+    assert part[METADATA]["num_questions"] == whole[METADATA]["num_questions"] | {"retain": 2}
+    items = [log["retain_Q_A_Prob"]["value_by_index"] for log in (part, whole)]
+    assert items[0] == {index: items[1][index] for index in ("0", "1")}
+    assert part["forget_Q_A_Prob"] == whole["forget_Q_A_Prob"]
+
+
 def test_keys_are_those_of_open_unlearning(target, settings):
     log = evaluate(target, **settings)
     assert log.keys() == REFERENCE_KEYS - NOT_OURS | OURS_ONLY

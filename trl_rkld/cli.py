@@ -5,7 +5,7 @@ import importlib
 import subprocess
 import sys
 
-from .methods import METHODS
+from .methods import METHODS, script_of
 from .recipes_index import resolve_recipe, run_recipes
 
 
@@ -68,9 +68,7 @@ def _launch(command: str, arguments: list[str]) -> int:
     from trl.cli.commands.training import _subtract_subsequence
 
     arguments = resolve_recipe(arguments)
-    # One script serves all methods, and is told which.
-    script, first = ("unlearn", [command]) if command in METHODS else (command, [])
-    module = importlib.import_module(f".scripts.{script}", __package__)
+    module, first = script_of(command)
     parser = module.make_parser(*first, prog=f"trl-rkld {command}")
     *_, unknown_keys, launch_arguments = parser.parse_args_and_config(
         arguments, return_remaining_strings=True, separate_remaining_strings=True

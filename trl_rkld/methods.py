@@ -2,6 +2,7 @@
 """The unlearning methods by name, found without importing TRL."""
 
 import importlib
+from types import ModuleType
 
 
 # Command: prefix of its classes, and what it does. The classes are in `trainer/<command>_config.py` and `_trainer.py`.
@@ -13,6 +14,23 @@ METHODS = {
     "undial": ("UNDIAL", "unlearn by distilling adjusted logits"),
     "whp": ("WHP", "unlearn by hard labels of the teacher (Who's Harry Potter)"),
 }
+
+
+def script_of(command: str) -> tuple[ModuleType, list[str]]:
+    """
+    Find the script of a command that trains.
+
+    Args:
+        command (`str`):
+            A method, `"idk"`, `"dpo"` or `"finetune"`.
+
+    Returns:
+        `tuple`:
+            The module, and the first arguments of its parser and its `main`: one script serves all methods, and is told
+            which.
+    """
+    script, first = ("unlearn", [command]) if command in METHODS else (command, [])
+    return importlib.import_module(f".scripts.{script}", __package__), first
 
 
 def method_class(method: str, kind: str) -> type:

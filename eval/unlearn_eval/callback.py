@@ -166,6 +166,7 @@ class TofuEvalCallback(TrainerCallback):
             retain_dataset=retain_dataset,
             retain_logs=retain_logs,
             max_samples=max_samples,
+            max_retain_samples=max_retain_samples,
             system_prompt=system_prompt,
             date_string=date_string,
             question_template=question_template,
@@ -177,7 +178,6 @@ class TofuEvalCallback(TrainerCallback):
                 "`retain_dataset` is missing: the utility is measured on it. Give it with `forget_dataset`."
             )
         rows = load_rows(config)
-        rows["retain"] = rows["retain"][:max_retain_samples]
         self.config = config
         self.sets: dict[str, QuestionSet] = {
             name: tofu_questions(name, rows[name], trainer.processing_class, config.template, config.question_key)

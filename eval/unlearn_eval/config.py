@@ -53,6 +53,9 @@ class EvalConfig:
             Column of the question in forget and retain set, such as `"paraphrased_question"`.
         max_samples (`int`, *optional*):
             Take the first rows of each set only.
+        max_retain_samples (`int`, *optional*):
+            Take no more rows of the retain set. For a model that has learnt, or a comparison that needs, its first ones
+            only.
 
         > Parameters that control the prompt
 
@@ -138,6 +141,7 @@ class EvalConfig:
         metadata={"help": "Column of the question in forget and retain set, such as paraphrased_question."},
     )
     max_samples: int | None = field(default=None, metadata={"help": "Take the first rows of each set only."})
+    max_retain_samples: int | None = field(default=None, metadata={"help": "Take no more rows of the retain set."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
     date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
     question_template: str | None = field(
@@ -208,7 +212,14 @@ class EvalConfig:
             raise ValueError(f"`dtype={self.dtype!r}` is not one of {', '.join(DTYPES)}.")
         if self.question_template is not None and "{question}" not in self.question_template:
             raise ValueError("`question_template` must contain `{question}`, where the question goes.")
-        for name, least in (("max_samples", 1), ("max_new_tokens", 0), ("batch_size", 1), ("batch_tokens", 1)):
+        least_values = {
+            "max_samples": 1,
+            "max_retain_samples": 1,
+            "max_new_tokens": 0,
+            "batch_size": 1,
+            "batch_tokens": 1,
+        }
+        for name, least in least_values.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}={value}` must be at least {least}.")

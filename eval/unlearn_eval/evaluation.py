@@ -120,11 +120,17 @@ def load_rows(config: EvalConfig) -> dict[str, list[Mapping[str, Any]]]:
             Rows by set: TOFU's five, or those of the user's own that are given.
     """
     if config.forget_dataset is None:
-        return load_tofu(config.dataset_name, config.forget_split, config.max_samples)
-    paths = {"forget": config.forget_dataset, "retain": config.retain_dataset, "holdout": config.holdout_dataset}
-    return {
-        name: load_records(path).to_list()[: config.max_samples] for name, path in paths.items() if path is not None
-    }
+        rows = load_tofu(config.dataset_name, config.forget_split, config.max_samples)
+    else:
+        paths = {"forget": config.forget_dataset, "retain": config.retain_dataset, "holdout": config.holdout_dataset}
+        rows = {
+            name: load_records(path).to_list()[: config.max_samples]
+            for name, path in paths.items()
+            if path is not None
+        }
+    if "retain" in rows:
+        rows["retain"] = rows["retain"][: config.max_retain_samples]
+    return rows
 
 
 def check_retain_log(config: EvalConfig, forget_rows: Sequence[Mapping[str, Any]], retain_log: EvalLog) -> None:

@@ -1,11 +1,10 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """A job's settings as the commands' own parsers understand them: what a command refuses, a comparison refuses."""
 
-import importlib
 import json
 from typing import Any
 
-from ..methods import METHODS
+from ..methods import script_of
 
 
 # What the comparison itself decides.
@@ -66,9 +65,8 @@ def parse(command: str, where: str, arguments: dict[str, Any], **ours: Any) -> t
     nulls = [key for key, value in arguments.items() if value is None]
     if nulls:  # on a command line it would be the word "None"
         raise ValueError(f"{where}: `{nulls[0]}` has no value. Give one, or leave it out for the default.")
-    script = "unlearn" if command in METHODS else command
-    module = importlib.import_module(f"..scripts.{script}", __package__)
-    parser = module.make_parser(*([command] if command in METHODS else []))
+    module, first = script_of(command)
+    parser = module.make_parser(*first)
     ours = {key: value for key, value in ours.items() if value is not None}
     strings = [text for item in (arguments | ours).items() for text in _strings(*item)]
     try:

@@ -44,8 +44,8 @@ class CompareConfig:
         target_split (`str`, *optional*):
             Largest split that the target model has learnt. Defaults to the largest of `splits`.
         max_retain_samples (`int`, *optional*):
-            Rows of `full`, from the first on, that stand for the retain set. At least 400, those it is scored on, make
-            sense. If `None`, the split's own retain set.
+            Rows of `full`, from the first on, that stand for the retain set, in training and in evaluation. If `None`, the
+            split's own retain set; TOFU scores the first 400 of `full`.
         models_dir (`str`, *optional*):
             Folder of target, retain-only and augmented models, which comparisons may share. Defaults to `models` in
             `output_dir`.
@@ -67,6 +67,9 @@ class CompareConfig:
             File of refusals for `idk` and `dpo`, one a line.
         use_cpu (`bool`, *optional*, defaults to `False`):
             Whether to leave GPUs alone.
+        cpu_jobs (`int`, *optional*, defaults to `1`):
+            Jobs at once where there is no GPU. As many as there are cores finish soonest, if their models fit into memory
+            together.
         case_study (`dict`, *optional*):
             What goes into `case_study.md`: `questions`, rows of the forget set whose answers before and after are written,
             and `beginnings`, each with a `row` and a number of `words`: after the first so many words of that row's
@@ -108,6 +111,7 @@ class CompareConfig:
     )
     refusals_path: str | None = field(default=None, metadata={"help": "File of refusals, one a line."})
     use_cpu: bool = field(default=False, metadata={"help": "Whether to leave GPUs alone."})
+    cpu_jobs: int = field(default=1, metadata={"help": "Jobs at once where there is no GPU; they share its cores."})
     case_study: dict = field(default_factory=dict, metadata={"help": "What goes into case_study.md, texts included."})
     keep_models: bool = field(default=False, metadata={"help": "Whether to keep the unlearned models."})
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, and stop."})
@@ -122,9 +126,12 @@ class CompareConfig:
         for name in ("retain_model_name_or_path", "finetune", "augment", "common", "evaluation", "case_study"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"`{name}` must hold names and values, and is {getattr(self, name)!r}.")
-        for name in ("max_retain_samples", "epoch_retain_samples"):
+        for name in ("max_retain_samples", "epoch_retain_samples", "cpu_jobs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
+        if self.max_retain_samples is not None:  # what was never learnt can't be kept
+            self.epoch_retain_samples = min(self.epoch_retain_samples, self.max_retain_samples)
+            self.evaluation = {"max_retain_samples": self.max_retain_samples} | self.evaluation
         for split in [
             *self.splits,
             *([self.target_split] if self.target_split else []),

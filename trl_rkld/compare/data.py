@@ -40,24 +40,28 @@ def retain_set(dataset_name: str, split: str, max_retain_samples: int | None) ->
 
 
 def learnt_sets(
-    dataset_name: str, forget_split: str | None, retain_split: str, max_retain_samples: int | None
+    dataset_name: str, forget_split: str | None, retain_split: str | None, max_retain_samples: int | None
 ) -> dict[str, Dataset]:
     """
-    What the target learns, or a retain-only model.
+    What the target learns, a retain-only model, or an augmented one.
 
     Args:
         dataset_name (`str`):
             TOFU: Hub id, or a folder with its files.
         forget_split (`str`, *optional*):
             Forget split that the model learns; none for a retain-only model.
-        retain_split (`str`):
-            Forget split whose retain set it learns.
+        retain_split (`str`, *optional*):
+            Forget split whose retain set it learns; none for an augmented model.
         max_retain_samples (`int`, *optional*):
             See [`retain_set`].
 
     Returns:
         `dict[str, Dataset]`:
-            `"forget"`, if there is one, and `"retain"`.
+            `"forget"` and `"retain"`, as far as it learns them.
     """
-    sets = {} if forget_split is None else {"forget": forget_set(dataset_name, forget_split)}
-    return sets | {"retain": retain_set(dataset_name, retain_split, max_retain_samples)}
+    sets = {}
+    if forget_split is not None:
+        sets["forget"] = forget_set(dataset_name, forget_split)
+    if retain_split is not None:
+        sets["retain"] = retain_set(dataset_name, retain_split, max_retain_samples)
+    return sets

@@ -20,7 +20,7 @@ from .plan import DONE_FILE, Job
 _UTILISATION = 0.3
 _TOKENS = 90
 _ANSWERS = 7  # of a question in the evaluation: the true one, its paraphrase, five wrong ones
-_OTHER_QUESTIONS = 400 + 217  # retained ones, real authors, world facts
+_OTHER_QUESTIONS = (100, 117)  # real authors, world facts
 
 
 class Estimate:
@@ -39,7 +39,11 @@ class Estimate:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model_name_or_path))
         self.flops_per_token = 2 * sum(parameter.numel() for parameter in model.parameters())
-        self.speed = _UTILISATION * matmul_speed(config.use_cpu)
+        dtypes = {
+            torch.float32 if settings.get("bf16") is False else torch.bfloat16
+            for settings in (config.finetune, config.common)
+        }
+        self.speed = _UTILISATION * min(matmul_speed(config.use_cpu, dtype) for dtype in dtypes)
         self.sizes = {
             split: len(load_configuration(config.dataset_name, split))
             for split in {*config.splits, config.target_split}
@@ -59,16 +63,14 @@ class Estimate:
         return max(1.0, forward(job.settings) * self.flops_per_token / self.speed)
 
     def _finetune(self, settings: dict[str, Any]) -> float:
-        if settings["retain_split"] is not None:
-            names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
-            size = sum(map(len, learnt_sets(*(settings[name] for name in names)).values()))
-        else:
-            size = self.sizes[settings["forget_split"]]
+        names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
+        size = sum(map(len, learnt_sets(*(settings[name] for name in names)).values()))
         return 3 * _TOKENS * size * float(settings["arguments"].get("num_train_epochs", 3))
 
     def _evaluate(self, settings: dict[str, Any]) -> float:
-        questions = self.sizes[settings["forget_split"]] + _OTHER_QUESTIONS
-        questions = min(questions, 5 * (settings["evaluation"].get("max_samples") or questions))
+        caps = settings["evaluation"]
+        sizes = [self.sizes[settings["forget_split"]], caps.get("max_retain_samples", 400), *_OTHER_QUESTIONS]
+        questions = sum(min(size, caps.get("max_samples") or size) for size in sizes)
         generated = 2 if settings["evaluation"].get("max_new_tokens", 200) else 1
         return generated * questions * _ANSWERS * _TOKENS / 2
 
@@ -82,11 +84,11 @@ class Estimate:
         return float(settings["arguments"].get("num_train_epochs", 10)) * (3 * _TOKENS * samples + scored) + 2 * full
 
 
-def matmul_speed(use_cpu: bool) -> float:
-    """Floating-point operations a second in a bfloat16 matrix product."""
+def matmul_speed(use_cpu: bool, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in a matrix product."""
     device = "cpu" if use_cpu or not torch.cuda.is_available() else "cuda"
     size = 1024 if device == "cpu" else 8192
-    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(5):
         start = time.perf_counter()

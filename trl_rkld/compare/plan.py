@@ -181,27 +181,30 @@ class _Plan:
     def _log(self, split: str) -> str:
         return str(self.output_dir / "references" / f"retain-{split}" / "TOFU_EVAL.json")
 
+    def _given(self, method: str, split: str) -> str | None:
+        """The user's own reference model."""
+        if method == "target":
+            return self.config.target_model_name_or_path
+        return self.config.retain_model_name_or_path.get(split)
+
+    def _is_shared(self, method: str) -> bool:
+        """Whether one reference model serves all splits: the target does; the retain-only one where its set is the same."""
+        return method == "target" or self.config.max_retain_samples is not None
+
     def _model_path(self, method: str, split: str) -> str:
-        given = self.config.target_model_name_or_path if method == "target" else None
-        if method == "retain":
-            given = self.config.retain_model_name_or_path.get(split)
-        if given is not None:
-            return given
-        # Where the first rows of `full` are the retain set of every split, one retain-only model serves all.
-        shared = method == "target" or self.config.max_retain_samples is not None
-        return str(self.models_dir / (method if shared else f"{method}-{split}"))
+        ours = self.models_dir / (method if self._is_shared(method) else f"{method}-{split}")
+        return self._given(method, split) or str(ours)
 
     def _model(self, method: str, split: str) -> str | None:
         """Add the fine-tuning of a reference model, unless it is given."""
-        path, config = self._model_path(method, split), self.config
-        if path in (config.target_model_name_or_path, config.retain_model_name_or_path.get(split)):
+        if self._given(method, split) is not None:
             return None
-        shared = method == "target" or config.max_retain_samples is not None
+        path, config = self._model_path(method, split), self.config
         settings = {
             "model": config.model_name_or_path,
             "dataset_name": config.dataset_name,
             "forget_split": config.target_split if method == "target" else None,
-            "retain_split": config.target_split if shared else split,
+            "retain_split": config.target_split if self._is_shared(method) else split,
             "max_retain_samples": config.max_retain_samples,
             "arguments": config.finetune,
         }
@@ -216,6 +219,7 @@ class _Plan:
             "dataset_name": self.config.dataset_name,
             "forget_split": split,
             "retain_split": None,
+            "max_retain_samples": None,
             "arguments": arguments,
         }
         name = f"augmented-{split}-seed{seed}-{hash_json(arguments)[:8]}"

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
-"""Starts the jobs, one a device, each in a process of its own, as soon as what they need is done."""
+"""Starts the jobs, each in a process of its own, as soon as what they need is done and a slot is free."""
 
 import os
 import subprocess
@@ -15,33 +15,42 @@ from unlearn_eval.results import write_json
 from .plan import JOB_FILE, Job, left_to_do, remove_temporary
 
 
-def devices(use_cpu: bool) -> list[str]:
+# Where a job runs, as environment variables: `CUDA_VISIBLE_DEVICES`, empty on the CPU.
+Slot = dict[str, str]
+
+
+def slots(use_cpu: bool, cpu_jobs: int) -> list[Slot]:
     """
-    The devices that jobs run on.
+    Where jobs run at once: one on each visible GPU, or several on the CPU.
 
     Args:
         use_cpu (`bool`):
             Whether to leave GPUs alone.
+        cpu_jobs (`int`):
+            Jobs at once on the CPU. Several share its cores evenly, unless `OMP_NUM_THREADS` says otherwise.
 
     Returns:
-        `list[str]`:
-            A value of `CUDA_VISIBLE_DEVICES` for each: those of the visible GPUs, or the empty one for the CPU.
+        `list[Slot]`:
+            Environment variables for each.
     """
     if use_cpu or not torch.cuda.is_available():
-        return [""]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        slot = {"CUDA_VISIBLE_DEVICES": ""}
+        if cpu_jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+            slot["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // cpu_jobs))
+        return [slot] * cpu_jobs
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return [{"CUDA_VISIBLE_DEVICES": device} for device in visible.split(",")]
 
 
-def run_jobs(jobs: list[Job], free: list[str], on_done: Callable[[Job, float], Any]) -> list[Job]:
+def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], Any]) -> list[Job]:
     """
     Do all jobs that are left to do. One that fails keeps only those from starting that need it.
 
     Args:
         jobs (`list[Job]`):
             The plan.
-        free (`list[str]`):
-            [`devices`].
+        free (`list[Slot]`):
+            [`slots`].
         on_done (`Callable`):
             Called with each job that is done, and the seconds that it took.
 
@@ -52,22 +61,22 @@ def run_jobs(jobs: list[Job], free: list[str], on_done: Callable[[Job, float], A
     remove_temporary(jobs)  # what a kill has left
     free, waiting = list(free), left_to_do(jobs)
     done = {job.name for job in jobs if job not in waiting}
-    running: dict[str, tuple[Job, subprocess.Popen, float]] = {}
+    running: list[tuple[Job, Slot, subprocess.Popen, float]] = []
     failed: list[Job] = []
     try:
         while True:
             for job in [job for job in waiting if done.issuperset(job.needs)][: len(free)]:
                 waiting.remove(job)
-                device = free.pop(0)
-                running[device] = (job, _start(job, device), time.monotonic())
+                slot = free.pop(0)
+                running.append((job, slot, _start(job, slot), time.monotonic()))
             if not running:
                 return failed + waiting
             time.sleep(0.2)
-            for device, (job, process, start) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[device]
-                free.append(device)
+            ended = [one for one in running if one[2].poll() is not None]
+            for one in ended:
+                job, slot, process, start = one
+                running.remove(one)
+                free.append(slot)
                 if process.returncode == 0 and job.is_done:
                     done.add(job.name)
                     on_done(job, time.monotonic() - start)
@@ -75,14 +84,19 @@ def run_jobs(jobs: list[Job], free: list[str], on_done: Callable[[Job, float], A
                     failed.append(job)
                     print(f"✗ {job.name} failed; its log: {job.folder / 'log.txt'}", flush=True)
     finally:
-        for _, process, _ in running.values():
+        for _, _, process, _ in running:
             process.kill()
 
 
-def _start(job: Job, device: str) -> subprocess.Popen:
+def _start(job: Job, slot: Slot) -> subprocess.Popen:
     job.folder.mkdir(parents=True, exist_ok=True)
     write_json(job.folder / JOB_FILE, job.settings)
-    task = {"kind": job.kind, "settings": job.settings, "options": job.options, "use_cpu": device == ""}
+    task = {
+        "kind": job.kind,
+        "settings": job.settings,
+        "options": job.options,
+        "use_cpu": not slot["CUDA_VISIBLE_DEVICES"],
+    }
     write_json(job.folder / "task.json", task)
     with open(job.folder / "log.txt", "ab") as log:
         return subprocess.Popen(
@@ -90,5 +104,5 @@ def _start(job: Job, device: str) -> subprocess.Popen:
             stdin=subprocess.PIPE,  # never written to; its end tells the worker that this process is gone
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": device},
+            env=os.environ | slot,
         )

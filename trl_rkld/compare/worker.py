@@ -7,7 +7,6 @@ journal.
 """
 
 import gc
-import importlib
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ from unlearn_eval.callback import BEST_FOLDER, RECORD_FILE
 from unlearn_eval.evaluation import run
 from unlearn_eval.results import EVAL_FILE, read_json, write_json
 
+from ..methods import method_class, script_of
 from .arguments import parse
 from .case_study import examine
 from .config import TRAINED_COMMANDS
@@ -50,11 +50,8 @@ def finetune(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) ->
     """Fine-tune the target, a retain-only or an augmented model into the folder itself."""
     from ..scripts.finetune import make_trainer
 
-    if settings["retain_split"] is not None:
-        names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
-        sets = learnt_sets(*(settings[name] for name in names))
-    else:
-        sets = {"forget": forget_set(settings["dataset_name"], settings["forget_split"])}
+    names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
+    sets = learnt_sets(*(settings[name] for name in names))
     arguments = settings["arguments"]
     seed = {"seed": arguments["seed"]} if "seed" in arguments else {}
     arguments = {key: value for key, value in arguments.items() if key != "seed"}
@@ -144,11 +141,10 @@ def make_unlearning_trainer(settings: dict[str, Any], folder: Path, use_cpu: boo
     ours = _trained(settings["model"], folder, use_cpu) | {"seed": settings["seed"]}
     where = f"`runs`, {command}"
     if command in ("idk", "dpo"):
-        script = importlib.import_module(f"..scripts.{command}", __package__)
+        script, _ = script_of(command)
         parsed = parse(command, where, arguments, **ours, refusals_path=settings["refusals_path"])
         return script.make_trainer(*parsed, forget_set=forget, retain_set=retain)
 
-    from ..methods import method_class
     from ..scripts.unlearn import make_trainer
 
     ours["retain_loss_type"] = None if retain is None else settings["retain"]

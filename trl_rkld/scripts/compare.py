@@ -21,7 +21,7 @@ from ..compare.checks import check_everything
 from ..compare.config import CompareConfig
 from ..compare.estimate import Estimate, in_words
 from ..compare.plan import Job, check_folders, left_to_do, make_plan, remove_temporary
-from ..compare.runner import devices, run_jobs
+from ..compare.runner import Slot, run_jobs, slots
 from ..compare.table import all_rows, tables, write_results
 from ..recipes_index import resolve_recipe
 
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     (config,) = make_parser().parse_args_and_config(resolve_recipe(arguments), fail_with_unknown_args=True)
     jobs = make_plan(config)
     check_everything(config, jobs)
-    free = devices(config.use_cpu)
+    free = slots(config.use_cpu, config.cpu_jobs)
     estimate = Estimate(config, jobs)
     show_plan(jobs, estimate, len(free))
     if config.dry_run:
@@ -71,7 +71,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise ValueError(f"Another comparison is running in `{folder}`. Wait for it.") from None
 
 
-def _run(jobs: list[Job], estimate: Estimate, free: list[str], output_dir: Path) -> list[Job]:
+def _run(jobs: list[Job], estimate: Estimate, free: list[Slot], output_dir: Path) -> list[Job]:
     def on_done(job: Job, seconds: float) -> None:
         todo = left_to_do(jobs)
         left = sum(map(estimate.seconds, todo)) / len(free)
@@ -88,18 +88,15 @@ def _run(jobs: list[Job], estimate: Estimate, free: list[str], output_dir: Path)
     return run_jobs(jobs, free, on_done)
 
 
-def show_plan(jobs: list[Job], estimate: Estimate, num_devices: int) -> None:
+def show_plan(jobs: list[Job], estimate: Estimate, num_slots: int) -> None:
     """Print the jobs in the order in which they are started, and how long they take."""
     print("Plan, in the order of value:")
     todo = left_to_do(jobs)
     for job in jobs:
         words = in_words(estimate.seconds(job)) if job in todo else "done" if job.is_done else "not needed any more"
         print(f"  {job.name:<60} {words}")
-    total = sum(map(estimate.seconds, todo)) / num_devices
-    print(
-        f"About {in_words(total)} on {num_devices} device(s). An estimate: finished jobs correct it.",
-        flush=True,
-    )
+    total = sum(map(estimate.seconds, todo)) / num_slots
+    print(f"About {in_words(total)}, {num_slots} at once. An estimate: finished jobs correct it.", flush=True)
 
 
 def make_parser(prog: str = "trl-rkld compare"):

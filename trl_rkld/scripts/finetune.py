@@ -30,8 +30,10 @@ def make_trainer(sets, script_args, training_args, model_args):
 
     from trl_rkld.data import in_memory, tokenize_rows
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
+    from trl_rkld.trainer.checks import warn_slow_bfloat16
     from unlearn_eval.records import check_answers
 
+    warn_slow_bfloat16(training_args)
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
     template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
     parts = []

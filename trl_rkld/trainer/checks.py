@@ -3,10 +3,12 @@
 
 from pathlib import Path
 
+import torch
+from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, PromptLearningConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
@@ -14,6 +16,9 @@ from ..losses import lm_head_of
 from ..teacher.prepare import check_bias, check_initialisation
 from ..teacher.roles import without_peft
 from .unlearning_config import UnlearningConfig
+
+
+logger = get_logger(__name__)
 
 
 def check_arguments(
@@ -58,6 +63,14 @@ def check_arguments(
             raise ValueError(
                 f"`{name}` must not lie in `output_dir`, which is saved and pushed. Choose another folder."
             )
+
+
+def warn_slow_bfloat16(args: TrainingArguments) -> None:
+    """Say so where TRL's default precision is emulated: without AVX-512 a step takes some twenty times as long."""
+    if args.bf16 and args.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        logger.warning(
+            "This CPU computes in bfloat16, TRL's default, many times slower than in float32. Set `bf16=False`."
+        )
 
 
 def check_model(model: PreTrainedModel | PeftModel, distributed_type: DistributedType) -> None:

@@ -45,7 +45,7 @@ from ..teacher.roles import (
     without_peft,
 )
 from ..version import __version__
-from .checks import check_arguments, check_model, student_adapter
+from .checks import check_arguments, check_model, student_adapter, warn_slow_bfloat16
 from .model_card import extend_model_card
 from .saves_record import base_record
 from .unlearning_config import UnlearningConfig
@@ -150,6 +150,7 @@ class UnlearningTrainer(SFTTrainer):
         self.has_new_adapter = peft_config is not None
         self.student_adapter = student_adapter(self.model) if isinstance(self.model, PeftModel) else None
         check_model(self.model, self.accelerator.distributed_type)
+        warn_slow_bfloat16(args)
         if args.disable_dropout:
             self.disable_dropout()
 
