@@ -681,7 +681,7 @@ def test_plan_is_printed(finished):
     names = ["model-retain", "retain-forget01", "model-target", "target-forget01", "model-augmented", RKLD, NPO]
     for line, name in zip(lines[start + 1 :], names, strict=False):
         assert line.strip().startswith(name) and line.rstrip().endswith(" min"), line
-    assert lines[start + 8].startswith("About ") and " on 1 device(s)" in lines[start + 8]
+    assert lines[start + 8].startswith("About ") and ", 1 at once." in lines[start + 8]
     done = [line for line in lines if " ✓ " in line]
     assert [line.split()[2].split("-seed1-")[0] for line in done] == [
         "model-retain", "retain-forget01", "model-target", "target-forget01", "model-augmented-forget01", RKLD, NPO,

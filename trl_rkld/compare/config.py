@@ -68,8 +68,8 @@ class CompareConfig:
         use_cpu (`bool`, *optional*, defaults to `False`):
             Whether to leave GPUs alone.
         cpu_jobs (`int`, *optional*, defaults to `1`):
-            Jobs at once where there is no GPU. As many as there are cores finish soonest, if their models fit into memory
-            together.
+            Jobs at once where there is no GPU, each with its share of the cores. Where other work wants these, too, a job a core
+            finishes far sooner than one on all of them, whose threads wait for each other.
         case_study (`dict`, *optional*):
             What goes into `case_study.md`: `questions`, rows of the forget set whose answers before and after are written,
             and `beginnings`, each with a `row` and a number of `words`: after the first so many words of that row's
