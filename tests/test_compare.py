@@ -364,7 +364,7 @@ def test_tables_by_hand():
     runs = [row for pair in zip(chosen, last, strict=True) for row in pair]
     rows = table_rows(
         {"method": "retain", "forget_quality": 1.0, "ks_d": 0.0, "model_utility": 0.61},
-        {"method": "target", "forget_quality": 2e-19, "ks_d": 0.45, "model_utility": 0.625},
+        {"method": "target", "forget_quality": 2e-19, "ks_d": 0.45, "model_utility": 0.625, "retain_utility": 0.8},
         *runs,
         {"method": "npo", "setting": None, "seed": 1, "epoch": 2, "chosen": 1, "forget_quality": 0.0312},
     )
@@ -376,6 +376,9 @@ def test_tables_by_hand():
     # Mean 0.5, deviations -0.3, -0.1, 0.4: sqrt(0.26 / 2).
     assert three["D"] == "0.500 ± 0.361"
     assert three["retain utility"] == "0.600 ± 0.100"
+    # Mean of 0.625, 0.75, 0.875.
+    assert (target["over the target's"], three["over the target's"]) == ("1.00", "0.75 ± 0.12")
+    assert (retain["over the target's"], one["over the target's"]) == ("", "")
     assert three["forget prob"] == "0.250 ± 0.000"
     assert three[P] == "0.0001 (1e-06 to 0.01)"  # 10 to the mean of -2, -4, -6
     assert (three["model utility"], three["forget ROUGE"]) == ("", "")

@@ -122,7 +122,7 @@ def tables(rows: list[Row]) -> str:
     """
     parts = []
     for split in dict.fromkeys(row["split"] for row in rows):
-        of_split = [row for row in rows if row["split"] == split]
+        of_split = _with_share_kept([row for row in rows if row["split"] == split])
         last: dict[tuple, Row] = {}
         for row in of_split:
             last[row["method"], row["setting"], row["seed"]] = row
@@ -131,6 +131,16 @@ def tables(rows: list[Row]) -> str:
         )
         parts.append(f"## {split}, last epoch\n\n{_table(list(last.values()))}")
     return "\n".join(parts)
+
+
+def _with_share_kept(rows: list[Row]) -> list[Row]:
+    """With `kept`: retain utility over the target's."""
+    target = next((row["retain_utility"] for row in rows if row["method"] == TARGET), None)
+    known = [target is not None and row["retain_utility"] is not None for row in rows]
+    return [
+        row | {"kept": row["retain_utility"] / target if is_known else None}
+        for row, is_known in zip(rows, known, strict=True)
+    ]
 
 
 def _table(rows: list[Row]) -> str:
@@ -172,6 +182,7 @@ _CELLS: dict[str, Callable[[list[Row]], str]] = {
     "D": _spread("ks_d", 3),
     "forget quality p, geometric mean (range)": _quality,
     "retain utility": _spread("retain_utility", 3),
+    "over the target's": _spread("kept", 2),
     "model utility": _spread("model_utility", 3),
     "forget prob": _spread("forget_prob", 3),
     "forget ROUGE": _spread("forget_rouge", 3),
