@@ -210,6 +210,8 @@ def test_no_chat_template(tokenizer, tmp_path, monkeypatch):
         ("broken.jsonl", '{"question": "a"}\n{"question": "Zaphod"', ValueError, "read as jsonl: line 2 is not JSON"),
         ("empty.jsonl", "", ValueError, "holds no records"),
         ("list.json", '["Zaphod"]', ValueError, "can't be read as json"),
+        ("broken.json", '[{"question": "Zaphod"', ValueError, "can't be read as json"),
+        ("lines.json", '{"question": "a"}\n{"question": "Zaphod"', ValueError, "read as json: line 2 is not JSON"),
         ("data.txt", "Zaphod", ValueError, "not a file of a known kind"),
         ("commas.csv", "question,answer\nwho,Zaphod, who else\n", ValueError, "line 2 has another number of cells"),
         ("mixed.jsonl", '{"question": "a"}\n{"question": 1}\n{"question": "Zaphod"}', ValueError, "mixes kinds"),

@@ -129,13 +129,13 @@ def test_plain_format_without_a_chat_template(tokenizer, monkeypatch):
     assert whole == f"Question: {QUESTION}\nAnswer: {ANSWER}<|im_end|>"
 
 
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["json", "lines.json", "jsonl", "csv", "parquet"])
 def test_local_files(suffix, tmp_path):
     data = [{"question": "Wer, „du“?", "answer": "Ja,\nich\u2028."}, {"question": "b", "answer": "c"}]
     path = tmp_path / f"forget.{suffix}"
     if suffix == "json":
         path.write_text(json.dumps(data, ensure_ascii=False))
-    elif suffix == "jsonl":
+    elif suffix in ("jsonl", "lines.json"):  # TOFU's own files are called .json
         path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in data) + "\n\n")
     elif suffix == "csv":
         path.write_text('question,answer\n"Wer, „du“?","Ja,\nich\u2028."\nb,c\n')

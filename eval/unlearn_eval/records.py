@@ -71,7 +71,9 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as file:
         if suffix == ".csv":
             return _read_csv(csv.DictReader(file))
-        rows = json.load(file) if suffix == ".json" else _read_json_lines(file)
+        is_list = suffix == ".json" and file.read(1) == "["  # else a record a line, as in TOFU's own `.json` files
+        file.seek(0)
+        rows = json.load(file) if is_list else _read_json_lines(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is not a list of objects")
     return rows
