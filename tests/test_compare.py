@@ -4,6 +4,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -463,8 +464,12 @@ def test_finished_comparison_trains_nothing(finished):
     (augmented,) = (job.folder for job in plan if job.name.startswith("model-augmented"))
     augmented.mkdir()
     (augmented / "model.safetensors").touch()
+    left = augmented.with_name("augmented-of-a-run-that-is-gone")
+    left.mkdir()
     again = compare(finished.config)
     assert not augmented.exists()
+    assert f"{left} is an augmented model of no run in this file" in again.stdout
+    left.rmdir()
     assert again.returncode == 0, again.stderr
     assert {name: content for name, (content, _) in snapshot(finished.folder, *names).items()} == written
     assert snapshot(finished.folder, "log.txt", "done.json", "task.json", "history.json", "*.safetensors") == jobs
@@ -605,7 +610,7 @@ def test_runs_share_models(data, tmp_path):
         assert set(job.needs) <= set(earlier)
     augmented = {job.settings["augmented_model"] for job in jobs if job.kind == "unlearn"}
     assert len(augmented) == 2
-    assert {job.settings["arguments"]["seed"] for job in jobs if job.name.startswith("model-augmented")} == {1, 2}
+    assert {job.settings["seed"] for job in jobs if job.name.startswith("model-augmented")} == {1, 2}
 
 
 def test_other_augmented_model(data, tmp_path):
@@ -673,7 +678,7 @@ def test_given_models(data, tmp_path):
 def test_common_settings(data, tmp_path):
     """A run's settings go before the common ones; those of fine-tuning go into the augmented models."""
     jobs = plan_of(data, tmp_path, runs=[{"command": "rkld", "learning_rate": 5e-3}])
-    run, augmented = jobs[-1].settings["arguments"], jobs[-2].settings["arguments"]
+    run, augmented = (job.settings["arguments"] | {"seed": job.settings["seed"]} for job in (jobs[-1], jobs[-2]))
     assert (run["learning_rate"], run["num_train_epochs"], run["per_device_train_batch_size"]) == (5e-3, 4, 2)
     assert (augmented["learning_rate"], augmented["num_train_epochs"], augmented["seed"]) == (1e-2, 4, 1)
 
@@ -741,6 +746,11 @@ ONE_RUN = [{"command": "npo"}]
         ({"common": {"output_dir": "x"}}, "`output_dir` is decided by the comparison"),
         ({"runs": [{"command": "npo", "num_train_epochs": 0}]}, "`num_train_epochs` must be at least 1"),
         ({"common": {"seed": 3}}, "`seed` is decided by the comparison"),
+        ({"augment": {"seed": 3}, "runs": [{"command": "rkld"}]}, "`seed` is decided by the comparison"),
+        ({"common": {"report_to": "none"}}, "`report_to` is decided by the comparison"),
+        ({"common": {"max_length": 8}}, "Row 0 of the forget dataset has .* tokens, so `max_length=8` would cut"),
+        ({"finetune": {"max_length": 8}}, "Row 0 of the .* dataset has .* tokens, so `max_length=8` would cut"),
+        ({"common": {"num_train_epochs": 2.5}}, "`num_train_epochs` must be at least 1, and whole"),
         ({"runs": [{"command": "npo", "retain_loss_type": "kl"}]}, "`retain_loss_type` is decided by the comparison"),
         ({"runs": [{"command": "nop"}]}, r"`runs\[0\]` has the command 'nop'.*npo"),
         ({"runs": [{"alpha": 8.0}]}, r"`runs\[0\]` has the command None"),
@@ -823,6 +833,17 @@ def test_missing_file(file, tmp_path):
     assert everything_below(tmp_path) == before
 
 
+def test_blank_answer_in_a_later_row(tmp_path):
+    data = write_data(tmp_path / "data")
+    path = data / "tofu" / "world_facts_perturbed.jsonl"
+    *rows, last = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(map(json.dumps, [*rows, last | {"answer": " "}])))
+    config = write_config(tmp_path, settings(data, tmp_path / "out", runs=ONE_RUN))
+    with pytest.raises(ValueError, match=f"Row {len(rows)} of the wf"):
+        run(["--config", str(config), "--dry_run", "true"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_retain_set(data, tmp_path):
     """Without `max_retain_samples`, TOFU's own."""
     config = write_config(tmp_path, settings(data, tmp_path / "out", max_retain_samples=None))
@@ -853,6 +874,26 @@ def test_folder_of_other_settings(changed, message, finished, tmp_path):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         run(["--config", str(config), "--dry_run", "true"])
     assert snapshot(finished.folder) == before
+
+
+def test_other_files_of_the_same_names(data, tmp_path):
+    """What was made of files that have changed since is not taken for the result of those that are there now."""
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(data / "base", tmp_path / "given")
+    values = settings(tmp_path / "data", tmp_path / "out", target_model_name_or_path=str(tmp_path / "given"))
+    jobs = make_plan(CompareConfig(**values))
+    for job in jobs:
+        job.folder.mkdir(parents=True)
+        (job.folder / "job.json").write_text(json.dumps(job.settings))
+    config = write_config(tmp_path, values)
+    assert run(["--config", str(config), "--dry_run", "true"]) == 0
+    weights = next((tmp_path / "given").glob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="target-forget01.*: contents.* differ"):
+        run(["--config", str(config), "--dry_run", "true"])
+    weights.write_bytes(content)
+    assert run(["--config", str(config), "--dry_run", "true"]) == 0
 
 
 def test_command_line_says_it_in_one_line(data, tmp_path, capsys):

@@ -331,6 +331,34 @@ def test_stops_when_forgotten(llama, tokenizer, tmp_path):
     assert trainer.state.epoch == 1.0
 
 
+class _Killed(Exception):
+    pass
+
+
+class _KillAtTheEnd(TrainerCallback):
+    def on_train_end(self, args, state, control, **kwargs):
+        raise _Killed
+
+
+def test_stopped_run_goes_no_further_when_resumed(llama_path, tokenizer, tmp_path):
+    """Killed after the checkpoint of the epoch in which it was stopped."""
+
+    def make(name, **kwargs):
+        settings = {"num_train_epochs": 6, "stop_at_forget_prob": 0.9, "save_strategy": "epoch"}
+        args = config(tmp_path / name, **settings)
+        return RKLDTrainer(llama_path, args=args, train_dataset=rows(FORGET), processing_class=tokenizer, **kwargs)
+
+    with pytest.raises(_Killed):
+        make("cut", callbacks=[_KillAtTheEnd()]).train()
+    weights = []
+    for name in ("whole", "cut"):
+        trainer = make(name)
+        trainer.train(resume_from_checkpoint=name == "cut")
+        assert (trainer.state.epoch, trainer.args.max_steps) == (1.0, -1)
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
 def test_verdict_names_what_to_raise(llama, tokenizer, tmp_path, caplog):
     args = config(tmp_path, learning_rate=1e-9, max_steps=2)
     trainer = RKLDTrainer(llama, args=args, train_dataset=rows(FORGET), processing_class=tokenizer)

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
@@ -116,6 +118,23 @@ def complete_checkpoint(output_dir: str, resume_from_checkpoint: str | bool | No
     if not found:
         raise ValueError(f"`resume_from_checkpoint`: {folder!r} has no whole checkpoint, and is none.")
     return str(found[-1])
+
+
+def stopped_at(checkpoint: str) -> int | None:
+    """
+    Find out whether a callback had stopped a run when a checkpoint was written: the Trainer would go on from there.
+
+    Args:
+        checkpoint (`str`):
+            Folder of a whole checkpoint.
+
+    Returns:
+        `int` or `None`:
+            The checkpoint's step, if the run had been stopped there before its last one.
+    """
+    state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    stopped = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+    return state.global_step if stopped and state.global_step < state.max_steps else None
 
 
 def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:

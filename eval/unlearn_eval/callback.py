@@ -3,7 +3,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .config import EvalConfig
 from .evaluation import check_retain_log, load_rows
 from .metrics import rouge_scores
 from .quantization import keep_quantized_weights, quantized_parameters
-from .questions import QuestionSet, tofu_questions
+from .questions import QuestionSet, ends_of_answers, tofu_questions
 from .results import EvalLog, RougeItem, read_json, read_log, write_json
 from .tofu import SetScores, build_log
 
@@ -187,7 +187,9 @@ class TofuEvalCallback(TrainerCallback):
         if retain_logs is not None:
             self.retain_log = read_log(retain_logs)
             check_retain_log(config, rows["forget"], self.retain_log)
-        self.end_ids = _end_ids(trainer.processing_class, trainer.model, self.sets.values())
+        eos_token_id = _without_peft(trainer.model).generation_config.eos_token_id
+        answers = [answer for one in self.sets.values() for answer in one.answers]
+        self.end_ids = ends_of_answers(trainer.processing_class, eos_token_id, answers)
         keep_quantized_weights(_without_peft(trainer.model))  # a CPU would round their scales at the first evaluation
         self.history: list[Entry] = []
         self.best: Entry | None = None
@@ -400,17 +402,6 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 def _without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _end_ids(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel, sets: Iterable[QuestionSet]
-) -> list[int]:
-    """What ends an answer: the model's own end tokens, and the one that the template puts after an answer."""
-    eos = _without_peft(model).generation_config.eos_token_id
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
-    ends |= {answer.answer_ids[-1] for one in sets for answer in one.answers} & special
-    return sorted(ends - {None})
 
 
 def _check_rule(metric_for_best: str, retain_logs: str | None, generate: bool) -> None:

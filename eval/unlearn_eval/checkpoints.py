@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -67,6 +68,13 @@ class Checkpoint:
     def engine(self) -> tuple:
         """What two checkpoints must share to share a loaded base."""
         return self.base, self.dtype, json.dumps(self.quantization, sort_keys=True)
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None:
+        """The end tokens of the model's generation settings, if it has some."""
+        if not (self.base / "generation_config.json").is_file():
+            return None
+        return GenerationConfig.from_pretrained(self.base).eos_token_id
 
     def tokenizer(self, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer, or else its base's."""

@@ -61,13 +61,16 @@ def evaluate(model_name_or_path: str | Sequence[str], **settings: Any) -> EvalLo
     return logs[0] if single else logs
 
 
-def run(config: EvalConfig) -> list[EvalLog]:
+def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
     """
     [`evaluate`] with its settings as a configuration.
 
     Args:
         config ([`EvalConfig`]):
             Configuration.
+        may_be_silent (`bool`, *optional*, defaults to `False`):
+            Whether a model that answers nothing at all is a result, of ROUGE 0, and no mistake: where the prompt is known to
+            be that of its training.
 
     Returns:
         `list[EvalLog]`:
@@ -90,7 +93,7 @@ def run(config: EvalConfig) -> list[EvalLog]:
     try:
         for _, group in groupby(sorted(jobs, key=_engine), _engine):
             compute(list(group), config)
-        logs = finish_all(jobs, folders, retain_log)
+        logs = finish_all(jobs, folders, retain_log, may_be_silent)
     finally:
         for job in jobs:
             job.close()
@@ -291,12 +294,14 @@ def average_losses(backend: Any, requests: Sequence[ScoreRequest]) -> list[float
     return [scores[index].avg_loss for index in range(len(requests))]
 
 
-def finish_all(jobs: Sequence[Job], folders: Sequence[Path], retain_log: EvalLog | None) -> list[EvalLog]:
+def finish_all(
+    jobs: Sequence[Job], folders: Sequence[Path], retain_log: EvalLog | None, may_be_silent: bool
+) -> list[EvalLog]:
     """[`finish`] for each checkpoint; one that fails does not keep the others from being written."""
     logs, failures = [], []
     for job, folder in zip(jobs, folders, strict=True):
         try:
-            logs.append(finish(job, folder, retain_log))
+            logs.append(finish(job, folder, retain_log, may_be_silent))
         except ValueError as error:
             failures.append(error)
     if failures:
@@ -304,12 +309,12 @@ def finish_all(jobs: Sequence[Job], folders: Sequence[Path], retain_log: EvalLog
     return logs
 
 
-def finish(job: Job, folder: Path, retain_log: EvalLog | None) -> EvalLog:
+def finish(job: Job, folder: Path, retain_log: EvalLog | None, may_be_silent: bool) -> EvalLog:
     """Build the log of a checkpoint, say what is odd about it, and write it."""
     empty = [name for name in job.sets if job.empty_generations(name)]
     # An unlearned model may have nothing to say of what it forgot; one that says nothing of anything is asked wrongly.
     others = [name for name in job.sets if name not in ("forget", "holdout")]
-    if others and set(others) <= set(empty):
+    if others and set(others) <= set(empty) and not may_be_silent:
         raise ValueError(
             f"{job.checkpoint.name} answers every question with nothing: are chat template and `system_prompt` those of its "
             "training? To evaluate it without ROUGE set `max_new_tokens=0`."

@@ -38,8 +38,17 @@ def hash_model(model: nn.Module) -> str:
 
 def hash_files(folder: Path) -> str:
     """SHA-256 of the weights and the config files in a folder."""
+    return _hash_all([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")])
+
+
+def hash_contents(path: Path) -> str:
+    """SHA-256 of a file, or of all files that lie in a folder, with their names."""
+    return _hash_all([path] if path.is_file() else [one for one in path.iterdir() if one.is_file()])
+
+
+def _hash_all(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]):
+    for path in sorted(paths):
         digest.update(path.name.encode())
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from .backends import GenerateRequest, ScoreRequest
 from .checkpoints import Checkpoint
@@ -17,7 +17,7 @@ from .config import EvalConfig
 from .fingerprint import hash_json
 from .journal import Journal, decode_scores, encode_scores, generation_key, score_key
 from .metrics import rouge_scores
-from .questions import QuestionSet, own_questions, tofu_questions
+from .questions import QuestionSet, ends_of_answers, own_questions, tofu_questions
 from .results import METADATA, EvalLog, Metadata, RougeItem
 from .tofu import SetScores, build_log
 
@@ -58,7 +58,9 @@ class Job:
         # [OU] takes for padding whatever is the padding token, which most chat models also end their turns with.
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.hidden_id = pad if config.compat is not None else None
-        self.end_ids = self._end_ids()
+        # [OU] stops at the model's own end tokens only.
+        answers = [] if config.compat is not None else [answer for one in self.sets.values() for answer in one.answers]
+        self.end_ids = ends_of_answers(tokenizer, checkpoint.eos_token_id, answers)
         self.longest = max(len(p) + len(a) for one in self.sets.values() for p, a in one.requests())
         self._check_length()
         self.data_hash = hash_json([[name, [*map(dict, some)]] for name, some in rows.items()])
@@ -231,17 +233,6 @@ class Job:
             return False
         journal = self.journal(self.config.backend)
         return all(journal[self._generation_key(name, i)]["empty"] for i in range(len(self.sets[name].prompts)))
-
-    def _end_ids(self) -> list[int]:
-        """What ends an answer: the model's own end tokens, and the one that the template puts after an answer."""
-        base, ends = self.checkpoint.base, {self.tokenizer.eos_token_id}
-        if (base / "generation_config.json").is_file():
-            eos = GenerationConfig.from_pretrained(base).eos_token_id
-            ends |= set(eos if isinstance(eos, list) else [eos])
-        if self.config.compat is None:
-            special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-            ends |= {answer.answer_ids[-1] for one in self.sets.values() for answer in one.answers} & special
-        return sorted(ends - {None})
 
     def _check_length(self) -> None:
         config = AutoConfig.from_pretrained(self.checkpoint.base, trust_remote_code=self.config.trust_remote_code)

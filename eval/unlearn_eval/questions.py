@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """What is asked: TOFU's question sets, or the user's own, as token ids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,30 @@ def load_configuration(dataset_name: str, configuration: str, required: bool = T
             "evaluation the `_perturbed` ones; for records of your own use `forget_dataset` and `retain_dataset`."
         )
     return None
+
+
+def ends_of_answers(
+    tokenizer: PreTrainedTokenizerBase, eos_token_id: int | list[int] | None, answers: Iterable[TokenizedAnswer]
+) -> list[int]:
+    """
+    Tokens that end an answer.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer, with an end token of its own or none.
+        eos_token_id (`int` or `list[int]`, *optional*):
+            The model's end tokens.
+        answers (`Iterable[TokenizedAnswer]`):
+            Answers with the special token that the template puts after them.
+
+    Returns:
+        `list[int]`:
+            Token ids in order.
+    """
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = {tokenizer.eos_token_id, *(eos_token_id if isinstance(eos_token_id, list) else [eos_token_id])}
+    ends |= {answer.answer_ids[-1] for answer in answers} & special
+    return sorted(ends - {None})
 
 
 def tofu_questions(

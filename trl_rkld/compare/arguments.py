@@ -21,6 +21,8 @@ _RESERVED = (
     "retain_loss_type",
     "augmented_model_name_or_path",
     "save_strategy",
+    "save_total_limit",
+    "report_to",
     "eval_strategy",
     "resume_from_checkpoint",
     "push_to_hub",

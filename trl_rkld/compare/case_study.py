@@ -13,7 +13,7 @@ import torch
 from unlearn_eval import EvalConfig
 from unlearn_eval.backends import GenerateRequest
 from unlearn_eval.checkpoints import resolve_checkpoint, transformers_backends
-from unlearn_eval.questions import load_configuration
+from unlearn_eval.questions import ends_of_answers, load_configuration
 from unlearn_eval.results import markdown_table, read_json, write_atomically, write_json
 
 from .plan import Job
@@ -47,8 +47,8 @@ def examine(model: str, folder: Path, settings: dict[str, Any], case_study: dict
     rows = load_configuration(config.dataset_name, settings["forget_split"])
     asked = [(rows[index]["question"], rows[index]["answer"]) for index in case_study["questions"]]
     tokens = [config.template.tokenize(tokenizer, *one) for one in asked]
-    end_ids = {tokenizer.eos_token_id, *(one.answer_ids[-1] for one in tokens)}
-    with transformers_backends([checkpoint], config, sorted(end_ids), None) as activate:
+    end_ids = ends_of_answers(tokenizer, checkpoint.eos_token_id, tokens)
+    with transformers_backends([checkpoint], config, end_ids, None) as activate:
         backend = activate(checkpoint)
         answers = dict(backend.generate([GenerateRequest(one.prompt_ids, config.max_new_tokens) for one in tokens]))
         completions = [

@@ -5,15 +5,16 @@ from importlib.util import find_spec
 from math import isfinite
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from unlearn_eval import EvalConfig
 from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu_questions
 
+from ..data import tokenize_rows
 from ..teacher.prepare import is_adapter
 from .arguments import parse
 from .config import TRAINED_COMMANDS, CompareConfig
-from .data import learnt_sets, retain_set
+from .data import learnt_sets
 from .plan import Job, check_folders
 
 
@@ -54,8 +55,11 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     reserved = [key for key in config.evaluation if key in _RESERVED]
     if reserved:
         raise ValueError(f"`evaluation`: `{reserved[0]}` is decided by the comparison itself. Remove it.")
+    max_lengths: dict[tuple, list[int | None]] = {}
     for job in jobs:
-        _check_settings(job, config)
+        max_length = _check_settings(job, config)
+        if job.kind == "finetune" or job.settings.get("command") in TRAINED_COMMANDS:
+            max_lengths.setdefault(_sets_of(job), []).append(max_length)
     models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
     models |= {f"retain_model_name_or_path[{split}]": one for split, one in config.retain_model_name_or_path.items()}
     for field, name in models.items():
@@ -66,22 +70,38 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
                 AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(f"`{field}`: {name} can't be loaded. {error}") from None
-    _check_data(config)
+    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+    _check_data(config, tokenizer)
+    template = {name: config.evaluation.get(name) for name in ("system_prompt", "date_string")}
+    for sets, several in max_lengths.items():
+        shortest = min((one for one in several if one is not None), default=None)
+        for name, dataset in learnt_sets(*sets).items():
+            tokenize_rows(dataset, name, shortest, tokenizer=tokenizer, **template)
     check_folders(jobs)
 
 
-def _check_settings(job: Job, config: CompareConfig) -> None:
+def _sets_of(job: Job) -> tuple:
+    """The sets that a job trains on, as [`learnt_sets`] takes them."""
+    settings = job.settings
+    if job.kind == "finetune":
+        return tuple(settings[name] for name in ("dataset_name", "forget_split", "retain_split", "max_retain_samples"))
+    split = settings["forget_split"]
+    retain_split = None if settings["retain"] == "none" else split
+    return settings["evaluation"]["dataset_name"], split, retain_split, settings["max_retain_samples"]
+
+
+def _check_settings(job: Job, config: CompareConfig) -> int | None:
+    """Raise on settings that a command would refuse; return the length of the records that it can take."""
     settings = job.settings
     ours = {"model_name_or_path": settings["model"], "output_dir": str(job.folder), "use_cpu": config.use_cpu or None}
     if job.kind == "finetune":
-        arguments = {key: value for key, value in settings["arguments"].items() if key != "seed"}
-        _check_template("`finetune`, `augment`", arguments, config.evaluation)
-        *_, model_args = parse("finetune", "`finetune`, `augment`", arguments, **ours)
+        _check_template("`finetune`, `augment`", settings["arguments"], config.evaluation)
+        _, training_args, model_args = parse("finetune", "`finetune`, `augment`", settings["arguments"], **ours)
         if model_args.use_peft or model_args.load_in_4bit:
             raise ValueError(
                 "`finetune`: target, retain-only and augmented models are whole models. Remove `use_peft`."
             )
-        return
+        return training_args.max_length
     try:
         EvalConfig(
             model_name_or_path=[settings["model"]],
@@ -92,24 +112,25 @@ def _check_settings(job: Job, config: CompareConfig) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"`evaluation`: {error}") from None
     if job.kind != "unlearn":
-        return
+        return None
     where = f"`runs`, {settings['command']} ({job.row['setting']})"
     if settings["command"] not in TRAINED_COMMANDS:
         _check_numbers(
             where, settings["arguments"], {"teacher": ("alpha",)}.get(settings["command"], ("scale", "dtype"))
         )
-        return
+        return None
     _check_template(where, settings["arguments"], config.evaluation)
     path = settings["refusals_path"]
     script_args, training_args, model_args = parse(
         settings["command"], where, settings["arguments"], **ours, refusals_path=path
     )
-    if training_args.num_train_epochs < 1:
-        raise ValueError(f"{where}: `num_train_epochs` must be at least 1, so that there is an epoch to choose.")
+    if training_args.num_train_epochs < 1 or training_args.num_train_epochs % 1:
+        raise ValueError(f"{where}: `num_train_epochs` must be at least 1, and whole: one of the epochs is chosen.")
     if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
         raise ValueError(f"{where}: quantised weights can't be trained whole. Use `load_in_4bit` with `use_peft`.")
     if path is not None:
         script_args.refusals()
+    return training_args.max_length
 
 
 def _check_numbers(where: str, arguments: dict[str, Any], taken: tuple[str, ...]) -> None:
@@ -132,17 +153,13 @@ def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str,
             )
 
 
-def _check_data(config: CompareConfig) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+def _check_data(config: CompareConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     template = Template(*(config.evaluation.get(name) for name in _TEMPLATE), False)
     for split in config.splits:
         for name, rows in load_tofu(config.dataset_name, split).items():
             if name != "holdout":
-                tofu_questions(name, rows[:1], tokenizer, template, "question")
-        retain_set(config.dataset_name, split, config.max_retain_samples)
+                tofu_questions(name, rows, tokenizer, template, "question")
         num_rows = len(load_configuration(config.dataset_name, split))
         for index in [*config.case_study["questions"], *(one["row"] for one in config.case_study["beginnings"])]:
             if not isinstance(index, int) or not 0 <= index < num_rows:
                 raise ValueError(f"`case_study` has row {index!r}, which is none of {split}'s {num_rows}.")
-    if config.target_model_name_or_path is None:
-        learnt_sets(config.dataset_name, config.target_split, config.target_split, config.max_retain_samples)

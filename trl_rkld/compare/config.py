@@ -75,7 +75,7 @@ class CompareConfig:
             and `beginnings`, each with a `row` and a number of `words`: after the first so many words of that row's
             answer, the likeliest next ones are written. These are texts that are to be forgotten, so none by default.
         keep_models (`bool`, *optional*, defaults to `False`):
-            Whether to keep the unlearned models. The target, retain-only and augmented ones stay in `models_dir`.
+            Whether to keep the unlearned and the augmented models. Target and retain-only model stay in `models_dir` anyway.
         dry_run (`bool`, *optional*, defaults to `False`):
             Check everything, print the plan, and stop.
     """

@@ -13,6 +13,7 @@ from unlearn_eval.results import read_json
 from .config import TRAINED_COMMANDS, CompareConfig
 from .data import learnt_sets
 from .plan import DONE_FILE, Job
+from .runner import Slot
 
 
 # Shares of the matrix product's speed that training and scoring reach, and tokens of a question, an answer and a prompt's
@@ -32,9 +33,11 @@ class Estimate:
             Configuration.
         jobs (`list[Job]`):
             The plan.
+        slot (`Slot`):
+            Where a job runs.
     """
 
-    def __init__(self, config: CompareConfig, jobs: list[Job]):
+    def __init__(self, config: CompareConfig, jobs: list[Job], slot: Slot):
         self.config = config
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model_name_or_path))
@@ -43,7 +46,7 @@ class Estimate:
             torch.float32 if settings.get("bf16") is False else torch.bfloat16
             for settings in (config.finetune, config.common)
         }
-        self.speed = _UTILISATION * min(matmul_speed(config.use_cpu, dtype) for dtype in dtypes)
+        self.speed = _UTILISATION * min(matmul_speed(slot, dtype) for dtype in dtypes)
         self.sizes = {
             split: len(load_configuration(config.dataset_name, split))
             for split in {*config.splits, config.target_split}
@@ -52,10 +55,11 @@ class Estimate:
 
     def seconds(self, job: Job) -> float:
         """Estimate for a job, as if nothing of it were done; finished jobs, best those of its kind, correct it."""
-        done = [other for other in self.jobs if other.is_done]
-        done = [other for other in done if other.kind == job.kind] or done
-        took = sum(read_json(other.folder / DONE_FILE)["seconds"] for other in done)
-        return self._rough(job) * (took / sum(map(self._rough, done)) if done else 1.0)
+        done = {other.name: read_json(other.folder / DONE_FILE)["seconds"] for other in self.jobs if other.is_done}
+        timed = [other for other in self.jobs if done.get(other.name) is not None]
+        timed = [other for other in timed if other.kind == job.kind] or timed
+        took = sum(done[other.name] for other in timed)
+        return self._rough(job) * (took / sum(map(self._rough, timed)) if timed else 1.0)
 
     def _rough(self, job: Job) -> float:
         # A training step is three forward passes' work.
@@ -84,9 +88,11 @@ class Estimate:
         return float(settings["arguments"].get("num_train_epochs", 10)) * (3 * _TOKENS * samples + scored) + 2 * full
 
 
-def matmul_speed(use_cpu: bool, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in a matrix product."""
-    device = "cpu" if use_cpu or not torch.cuda.is_available() else "cuda"
+def matmul_speed(slot: Slot, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in a matrix product, with the threads that a job has."""
+    device = "cuda" if slot["CUDA_VISIBLE_DEVICES"] else "cpu"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(slot.get("OMP_NUM_THREADS", threads)))
     size = 1024 if device == "cpu" else 8192
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
@@ -94,6 +100,7 @@ def matmul_speed(use_cpu: bool, dtype: torch.dtype) -> float:
         start = time.perf_counter()
         (matrix @ matrix)[0, 0].item()
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    torch.set_num_threads(threads)
     return best
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.fingerprint import hash_json
+from unlearn_eval.fingerprint import hash_contents, hash_json
 from unlearn_eval.results import read_json
 
 from .config import AUGMENTED_COMMANDS, CompareConfig
@@ -103,7 +103,8 @@ def remove_temporary(jobs: list[Job]) -> None:
     """Delete the augmented models that no job needs any more: they know the forget set better than any other model."""
     needed = {need for job in left_to_do(jobs) for need in job.needs}
     for job in jobs:
-        if job.temporary and job.folder.is_dir() and job.name not in needed:  # half removed, too
+        if job.temporary and job.folder.is_dir() and job.name not in needed:
+            (job.folder / DONE_FILE).unlink(missing_ok=True)  # half removed, it must not be taken for a whole one
             shutil.rmtree(job.folder)
 
 
@@ -117,9 +118,10 @@ def check_folders(jobs: list[Job]) -> None:
         if theirs != job.settings:
             keys = sorted(theirs.keys() | job.settings.keys())
             different = ", ".join(key for key in keys if theirs.get(key) != job.settings.get(key))
+            files = " (`contents`: models and data files of the same names)" if "contents" in different else ""
             raise ValueError(
-                f"`{job.folder}` holds the result of other settings: {different} differ. Choose another `output_dir` (or "
-                "`models_dir`), give the run another `setting`, or remove that folder."
+                f"`{job.folder}` holds the result of other settings: {different} differ{files}. Choose another `output_dir` "
+                "(or `models_dir`), give the run another `setting`, or remove that folder."
             )
 
 
@@ -127,6 +129,7 @@ class _Plan:
     def __init__(self, config: CompareConfig):
         self.config, self.jobs = config, {}
         self.output_dir, self.models_dir = Path(config.output_dir), Path(config.models_dir)
+        self.hashes: dict[str, str] = {}
 
     def add_reference(self, method: str, split: str) -> None:
         """Target or retain-only model, and its evaluation on a split."""
@@ -138,6 +141,7 @@ class _Plan:
             "forget_split": split,
             "retain_logs": retain_logs,
             "evaluation": self._evaluation(),
+            "contents": self._contents(self.config.dataset_name, self._given(method, split)),
         }
         row = {"split": split, "method": method, "setting": None, "seed": None}
         self._add(name, "evaluate", self.output_dir / "references" / name, settings, needs, row, self._options())
@@ -166,6 +170,8 @@ class _Plan:
             "evaluation": self._evaluation(),
             "epoch_retain_samples": config.epoch_retain_samples,
         }
+        sources = (config.dataset_name, self._given("target", split), settings["refusals_path"])
+        settings["contents"] = self._contents(*sources)
         if command in AUGMENTED_COMMANDS:
             augmented = self._augmented(run, split, seed)
             needs, settings["augmented_model"] = (*needs, augmented), str(self.jobs[augmented].folder)
@@ -206,25 +212,36 @@ class _Plan:
             "forget_split": config.target_split if method == "target" else None,
             "retain_split": config.target_split if self._is_shared(method) else split,
             "max_retain_samples": config.max_retain_samples,
+            "seed": None,
             "arguments": config.finetune,
+            "contents": self._contents(config.dataset_name, config.model_name_or_path),
         }
         return self._add(f"model-{Path(path).name}", "finetune", Path(path), settings, ())
 
     def _augmented(self, run: dict[str, Any], split: str, seed: int) -> str:
         """Add the training of an augmented model; runs that need the same share it."""
         target = self._model("target", split)
-        arguments = self.config.finetune | {"seed": seed} | self.config.augment | run.get("augment", {})
+        arguments = self.config.finetune | self.config.augment | run.get("augment", {})
         settings = {
             "model": self._model_path("target", split),
             "dataset_name": self.config.dataset_name,
             "forget_split": split,
             "retain_split": None,
             "max_retain_samples": None,
+            "seed": seed,
             "arguments": arguments,
+            "contents": self._contents(self.config.dataset_name, self._given("target", split)),
         }
         name = f"augmented-{split}-seed{seed}-{hash_json(arguments)[:8]}"
         temporary = not self.config.keep_models
         return self._add(f"model-{name}", "finetune", self.models_dir / name, settings, (target,), temporary=temporary)
+
+    def _contents(self, *paths: str | None) -> list[str]:
+        """Hashes of what lies in local files and folders: under the same name there may be another model the next time."""
+        local = [path for path in paths if path is not None and (Path(path).is_file() or Path(path).is_dir())]
+        for path in set(local) - self.hashes.keys():
+            self.hashes[path] = hash_contents(Path(path))
+        return [self.hashes[path] for path in local]
 
     def _add(self, name, kind, folder, settings, needs, row=None, options=None, temporary=False) -> str:
         needs = tuple(dict.fromkeys(need for need in needs if need is not None))

@@ -90,12 +90,14 @@ def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], 
 
 def _start(job: Job, slot: Slot) -> subprocess.Popen:
     job.folder.mkdir(parents=True, exist_ok=True)
+    goes_on = (job.folder / JOB_FILE).is_file()
     write_json(job.folder / JOB_FILE, job.settings)
     task = {
         "kind": job.kind,
         "settings": job.settings,
         "options": job.options,
         "use_cpu": not slot["CUDA_VISIBLE_DEVICES"],
+        "goes_on": goes_on,
     }
     write_json(job.folder / "task.json", task)
     with open(job.folder / "log.txt", "ab") as log:

@@ -43,7 +43,8 @@ def main(folder: Path) -> None:
     start = time.monotonic()
     task = read_json(folder / "task.json")
     {"finetune": finetune, "evaluate": evaluate_reference, "unlearn": unlearn}[task["kind"]](folder, **task)
-    write_json(folder / DONE_FILE, {"seconds": round(time.monotonic() - start)})
+    seconds = None if task["goes_on"] else round(time.monotonic() - start)  # known of a job done in one go
+    write_json(folder / DONE_FILE, {"seconds": seconds})
 
 
 def finetune(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) -> None:
@@ -52,10 +53,8 @@ def finetune(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) ->
 
     names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
     sets = learnt_sets(*(settings[name] for name in names))
-    arguments = settings["arguments"]
-    seed = {"seed": arguments["seed"]} if "seed" in arguments else {}
-    arguments = {key: value for key, value in arguments.items() if key != "seed"}
-    parsed = parse("finetune", "`finetune`", arguments, **_trained(settings["model"], folder, use_cpu), **seed)
+    ours = _trained(settings["model"], folder, use_cpu) | {"seed": settings["seed"]}
+    parsed = parse("finetune", "`finetune`", settings["arguments"], **ours)
     trainer = make_trainer(sets, *parsed)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     trainer.save_model(str(folder))
@@ -184,7 +183,8 @@ def _trained(model: str, folder: Path, use_cpu: bool) -> dict[str, Any]:
 
 def _evaluate(model: str, folder: Path, settings: dict[str, Any]) -> None:
     if not (folder / EVAL_FILE).is_file():
-        run(_eval_config(settings | {"model": model}, folder))
+        # Checked is that it is asked as it was trained: if it has nothing to say, its method destroyed it.
+        run(_eval_config(settings | {"model": model}, folder), may_be_silent=True)
 
 
 def _eval_config(settings: dict[str, Any], folder: Path) -> EvalConfig:

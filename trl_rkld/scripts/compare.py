@@ -11,7 +11,7 @@ Killed at any moment and started again, it goes on where it was, and ends with t
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -42,18 +42,20 @@ def run(arguments: list[str]) -> int:
     jobs = make_plan(config)
     check_everything(config, jobs)
     free = slots(config.use_cpu, config.cpu_jobs)
-    estimate = Estimate(config, jobs)
+    estimate = Estimate(config, jobs, free[0])
     show_plan(jobs, estimate, len(free))
     if config.dry_run:
         return 0
     output_dir = Path(config.output_dir)
-    with _locked(output_dir), _locked(Path(config.models_dir)):  # comparisons may share models
+    with _locked({output_dir.resolve(), Path(config.models_dir).resolve()}):  # comparisons may share models
         check_folders(jobs)
         failed = _run(jobs, estimate, free, output_dir)
     print(f"\n{tables(all_rows(jobs))}")
     for path in [*write_results(jobs, output_dir), write_case_study(jobs, output_dir)]:
         if path is not None:
             print(f"💾 {path}")
+    for folder in sorted(set(Path(config.models_dir).glob("augmented-*")) - {job.folder for job in jobs}):
+        print(f"🗑️ {folder} is an augmented model of no run in this file. It knows the forget set: delete it.")
     if failed:
         print(
             f"{len(failed)} jobs failed or could not start: {', '.join(job.name for job in failed)}. Start again for them."
@@ -62,13 +64,15 @@ def run(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "compare.lock").acquire(timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"Another comparison is running in `{folder}`. Wait for it.") from None
+def _locked(folders: set[Path]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for folder in sorted(folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(folder / "compare.lock").acquire(timeout=0))
+            except Timeout:
+                raise ValueError(f"Another comparison is running in `{folder}`. Wait for it.") from None
+        yield
 
 
 def _run(jobs: list[Job], estimate: Estimate, free: list[Slot], output_dir: Path) -> list[Job]:

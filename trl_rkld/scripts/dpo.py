@@ -13,18 +13,10 @@ base with a new adapter off, or log-probabilities that are computed before the f
 
 
 def main(script_args, training_args, model_args):
-    trainer = make_trainer(
-        script_args,
-        training_args,
-        model_args,
-        forget_set=script_args.forget_set(),
-        retain_set=script_args.retain_set(),
-    )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.accelerator.print("✅ Training completed.")
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
-    trainer.end()
+    from trl_rkld.scripts.loading import train_and_save
+
+    sets = {"forget_set": script_args.forget_set(), "retain_set": script_args.retain_set()}
+    train_and_save(make_trainer(script_args, training_args, model_args, **sets))
 
 
 def make_trainer(script_args, training_args, model_args, forget_set, retain_set=None):

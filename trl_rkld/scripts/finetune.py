@@ -12,15 +12,12 @@ model that has never seen the forget set (the "retain-only" model of TOFU).
 
 
 def main(script_args, training_args, model_args):
+    from trl_rkld.scripts.loading import train_and_save
+
     sets = {"retain": script_args.retain_set()}
     if script_args.dataset_name is not None:
         sets = {"forget": script_args.forget_set()} | sets
-    trainer = make_trainer(sets, script_args, training_args, model_args)
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.accelerator.print("✅ Training completed.")
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
-    trainer.end()
+    train_and_save(make_trainer(sets, script_args, training_args, model_args))
 
 
 def make_trainer(sets, script_args, training_args, model_args):
@@ -31,7 +28,11 @@ def make_trainer(sets, script_args, training_args, model_args):
     from trl_rkld.data import in_memory, tokenize_rows
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
     from trl_rkld.trainer.checks import warn_slow_bfloat16
+    from trl_rkld.trainer.saves_record import SavesRecord
     from unlearn_eval.records import check_answers
+
+    class FinetuneTrainer(SavesRecord, SFTTrainer):
+        pass
 
     warn_slow_bfloat16(training_args)
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
@@ -49,7 +50,7 @@ def make_trainer(sets, script_args, training_args, model_args):
     training_args.model_init_kwargs = model_init_kwargs(
         model_args, training_args.trust_remote_code, training_args.model_init_kwargs
     )
-    return SFTTrainer(
+    return FinetuneTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=concatenate_datasets(parts),

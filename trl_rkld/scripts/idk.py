@@ -14,18 +14,10 @@ on the seed and the question's row only, and no retained record is drawn twice b
 
 
 def main(script_args, training_args, model_args):
-    trainer = make_trainer(
-        script_args,
-        training_args,
-        model_args,
-        forget_set=script_args.forget_set(),
-        retain_set=script_args.retain_set(),
-    )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.accelerator.print("✅ Training completed.")
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
-    trainer.end()
+    from trl_rkld.scripts.loading import train_and_save
+
+    sets = {"forget_set": script_args.forget_set(), "retain_set": script_args.retain_set()}
+    train_and_save(make_trainer(script_args, training_args, model_args, **sets))
 
 
 def make_trainer(script_args, training_args, model_args, forget_set, retain_set=None):

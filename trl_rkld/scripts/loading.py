@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
@@ -53,6 +53,16 @@ def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool) -> PreTrain
             raise
         base = PeftConfig.from_pretrained(name).base_model_name_or_path
         return AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+
+
+def train_and_save(trainer: Trainer) -> None:
+    """Train, save and say so: what is left to do for the scripts of TRL's own trainers."""
+    args = trainer.args
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.accelerator.print("✅ Training completed.")
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"💾 Model saved to {args.output_dir}.")
+    trainer.end()
 
 
 def check_model_arguments(model_args: ModelConfig) -> None:

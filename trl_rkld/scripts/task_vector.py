@@ -187,6 +187,7 @@ def _negate_adapter(original: str, augmented: str, scale: float, dtype: torch.dt
         weights[name] = (tensor.float() * (-scale if is_b else 1)).to(dtype or tensor.dtype).contiguous()
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     PeftConfig.from_pretrained(augmented).save_pretrained(folder)
+    _write_record(augmented, scale, folder)
 
 
 def _combine_adapters(original: str, augmented: str, scale: float, dtype: torch.dtype | None, folder: Path) -> None:
@@ -203,6 +204,11 @@ def _combine_adapters(original: str, augmented: str, scale: float, dtype: torch.
         if ".default." in f"{name}.":
             parameter.data = parameter.data.to(dtype or kept)
     model.save_pretrained(folder, selected_adapters=["default"])
-    record = read_record(original) if Path(original).is_dir() else None
-    if record is not None:  # `trl-rkld merge` reads from it how the base was held
+    _write_record(original, scale, folder)
+
+
+def _write_record(adapter: str, scale: float, folder: Path) -> None:
+    """The record of an adapter that has one: merging and evaluation read from it how the base was held."""
+    record = read_record(adapter) if Path(adapter).is_dir() else None
+    if record is not None:
         write_record(folder, record | {"method": "task-vector", "adapter": None, "settings": {"scale": scale}})

@@ -21,6 +21,8 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 from unlearn_eval.fingerprint import hash_files, hash_json, hash_model, hash_samples
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
+from ..run_record import write_record
+from ..trainer.saves_record import plain_record
 from .augmented import (
     adapter_role,
     copy_adapter,
@@ -257,8 +259,10 @@ def _train_or_read(trainer: "UnlearningTrainer", folder: PrivateFolder) -> None:
 
 
 def _keep(trainer: "UnlearningTrainer", role: Role) -> None:
-    if trainer.args.augmented_output_dir is not None and trainer.accelerator.is_main_process:
-        keep_augmented_model(role, trainer.args.augmented_output_dir, trainer.processing_class)
+    folder = trainer.args.augmented_output_dir
+    if folder is not None and trainer.accelerator.is_main_process:
+        keep_augmented_model(role, folder, trainer.processing_class)
+        write_record(folder, plain_record("augmented", role.model, trainer.args.model_init_kwargs))
 
 
 def _clone(model: PreTrainedModel) -> PreTrainedModel:

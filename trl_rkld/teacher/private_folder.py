@@ -12,6 +12,10 @@ from filelock import FileLock, Timeout
 from ..run_record import checkpoints, read_record
 
 
+# Seconds for which another run that starts may hold the lock, to see whether this one is dead.
+_PATIENCE = 5
+
+
 def default_root() -> Path:
     """`trl_rkld` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trl_rkld"
@@ -47,7 +51,7 @@ class PrivateFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._remove_dead_runs()
-            self._lock.acquire()
+            self._lock.acquire(timeout=_PATIENCE)
             if not resuming:
                 shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(exist_ok=True)

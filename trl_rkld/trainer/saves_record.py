@@ -34,6 +34,14 @@ def base_record(model: PreTrainedModel | PeftModel, init_kwargs: dict[str, Any] 
     }
 
 
+def plain_record(
+    method: str, model: PreTrainedModel | PeftModel, init_kwargs: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The record of a model that was not made by an [`UnlearningTrainer`]; `method` says how. See [`base_record`]."""
+    record = {"trl_rkld_version": __version__, "method": method, "finished": True, "forget_set": None, "adapter": None}
+    return record | base_record(model, init_kwargs)
+
+
 class SavesRecord:
     """
     Mixin for TRL's own trainers: beside what they save stands `unlearning.json`, so that a 4-bit adapter is merged and
@@ -42,6 +50,5 @@ class SavesRecord:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        record = {"trl_rkld_version": __version__, "method": self._name, "finished": True, "forget_set": None}
-        record |= {"adapter": None} | base_record(self.model, self.args.model_init_kwargs)
+        record = plain_record(self._name, self.model, self.args.model_init_kwargs)
         write_record(output_dir or self.args.output_dir, record)

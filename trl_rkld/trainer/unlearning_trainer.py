@@ -31,7 +31,14 @@ from ..data import (
     tokenize_numbered_row,
 )
 from ..losses import HeadInput, TokenLosses, chunked_divergence, chunked_nll, lm_head_of
-from ..run_record import check_same_run, complete_checkpoint, mark_finished, refuse_unfinished, write_record
+from ..run_record import (
+    check_same_run,
+    complete_checkpoint,
+    mark_finished,
+    refuse_unfinished,
+    stopped_at,
+    write_record,
+)
 from ..teacher.prepare import check_augmented_model, is_adapter, needed_bytes, prepare_teacher, teacher_fingerprint
 from ..teacher.private_folder import PrivateFolder
 from ..teacher.roles import (
@@ -421,7 +428,13 @@ class UnlearningTrainer(SFTTrainer):
             before = self._answer_probabilities("Answers before")
             set_seed(self.args.seed)  # whatever went on until here, the run is the same
             self._finished = False
+            max_steps = self.args.max_steps
+            if checkpoint is not None:
+                self.args.max_steps = (
+                    stopped_at(checkpoint) or max_steps
+                )  # no further, if a callback had stopped there
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            self.args.max_steps = max_steps
             after = self._answer_probabilities("Answers after")
             if not all(torch.isfinite(probabilities).all() for probabilities in after.values()):
                 raise FloatingPointError(
