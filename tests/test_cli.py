@@ -206,12 +206,19 @@ def test_dry_run_checks_the_data(data, llama_path):
     assert "`max_length=8` would cut" in finished.stderr
 
 
-def test_finetune(data, llama_path):
-    values = settings(llama_path, data)
+@pytest.mark.parametrize("adapter", [{}, {"use_peft": True, "load_in_4bit": True, "dtype": "float32"}])
+def test_finetune(adapter, data, llama_path):
+    values = settings(llama_path, data) | {"max_retain_samples": 2} | adapter
     del values["augmented_num_train_epochs"], values["teacher_cache_dir"]
-    finished = trl_rkld("finetune", "--config", write_config(data, values | {"max_retain_samples": 2}), folder=data)
+    finished = trl_rkld("finetune", "--config", write_config(data, values), folder=data)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert (data / "output/model.safetensors").is_file()
+    record = read_record(data / "output")
+    if adapter:  # it is merged and evaluated on the base as it was held
+        assert (data / "output/adapter_model.safetensors").is_file()
+        assert (record["quantization"]["bnb_4bit_quant_type"], record["dtype"]) == ("nf4", "float32")
+    else:
+        assert (data / "output/model.safetensors").is_file()
+        assert record["quantization"] is None
 
 
 @pytest.mark.parametrize("command", ["idk", "dpo"])

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl.trainer.utils import create_model_from_path
 
 from trl_rkld import RKLDTrainer
+from trl_rkld.run_record import read_record
 
 
 PRECISIONS = {
@@ -188,6 +189,8 @@ def test_augmented_model_is_kept_when_asked(llama_path, tokenizer, forget_set, t
     trainer.train()
     kept = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama_path), tmp_path / "kept")
     assert any(p.abs().sum() > 0 for n, p in kept.named_parameters() if "lora_B" in n)
+    record = read_record(tmp_path / "kept")
+    assert (record["method"], record["dtype"], record["quantization"]) == ("augmented", "float32", None)
 
 
 def test_given_model_at_another_precision_is_refused(llama, llama_path, tokenizer, forget_set, tmp_path):

@@ -192,6 +192,8 @@ def test_record_tells_how_the_base_was_held(base, tokenizer, tmp_path):
     subtract(original, augmented, str(tmp_path / "result"), scale=1.5)
     assert read_record(tmp_path / "result")["method"] == "task-vector"
     assert read_record(tmp_path / "result")["settings"] == {"scale": 1.5}
+    subtract(base, original, str(tmp_path / "negated"), scale=1.5)
+    assert read_record(tmp_path / "negated") == read_record(tmp_path / "result")
     merge(str(tmp_path / "result"), str(tmp_path / "merged"))
     held = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, quantization_config=BitsAndBytesConfig.from_dict(quantization)
