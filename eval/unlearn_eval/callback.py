@@ -13,6 +13,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, gather_object
 from peft import PeftModel
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from .backends import AnswerScores, GenerateRequest, ScoreRequest
@@ -317,7 +318,10 @@ class TofuEvalCallback(TrainerCallback):
     def _score(self, backend: TransformersBackend, questions: Sequence[tuple[str, int]]) -> list[list[AnswerScores]]:
         """Scores of all answers to each question: the true one, its paraphrase, and the wrong ones."""
         answers = [self._answers(self.sets[name], i) for name, i in questions]
-        scores = dict(backend.score([answer for group in answers for answer in group]))
+        requests = [answer for group in answers for answer in group]
+        is_silent = self.trainer.args.disable_tqdm or not self.trainer.accelerator.is_local_main_process
+        scored = backend.score(requests)
+        scores = dict(tqdm(scored, "Scoring", len(requests), leave=False, unit="answers", disable=is_silent))
         # Only membership inference needs the moments: they would double what the processes exchange.
         ordered = iter(scores[index]._replace(means=None, variances=None) for index in range(len(scores)))
         return [[next(ordered) for _ in group] for group in answers]
