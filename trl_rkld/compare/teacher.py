@@ -109,6 +109,6 @@ def evaluate_teacher(original: str, augmented: str, alpha: float, config: EvalCo
     try:
         for task in ("score", "generate"):
             job.run(task, backend)
-        finish(job, Path(config.output_dir), retain_log)
+        finish(job, Path(config.output_dir), retain_log, may_be_silent=True)
     finally:
         job.close()
