@@ -232,8 +232,11 @@ def test_fewer_retained_questions(target, settings):
     part = evaluate(target, max_retain_samples=2, **settings)
     assert part[METADATA]["num_questions"] == whole[METADATA]["num_questions"] | {"retain": 2}
     items = [log["retain_Q_A_Prob"]["value_by_index"] for log in (part, whole)]
-    assert items[0] == {index: items[1][index] for index in ("0", "1")}
-    assert part["forget_Q_A_Prob"] == whole["forget_Q_A_Prob"]
+    assert list(items[0]) == ["0", "1"]
+    for index, item in items[0].items():  # scored in other batches
+        assert item["prob"] == pytest.approx(items[1][index]["prob"], rel=1e-5)
+    values = [log["forget_Q_A_Prob"]["agg_value"] for log in (part, whole)]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
 def test_keys_are_those_of_open_unlearning(target, settings):
