@@ -1,5 +1,8 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,24 @@ def config(folder, config_class=RKLDConfig, **kwargs):
 def history(trainer, *keys):
     """The logged values of each step, as rows."""
     return [tuple(entry[key] for key in keys) for entry in trainer.state.log_history if "forget_loss" in entry]
+
+
+def assert_two_processes_are_one(folder, *method):
+    """
+    `ddp_run.py`, DDP on two CPU processes, each with half of the batch, against one process with all of it. The weights are
+    compared as a whole: where a gradient is almost zero, Adam makes a last digit a step.
+    """
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+        command += [str(Path(__file__).parent / "ddp_run.py"), str(folder), str(processes), *method]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+    one, two = (json.loads((folder / f"{processes}.json").read_text()) for processes in (1, 2))
+    for key in one:
+        torch.testing.assert_close(torch.tensor(two[key]), torch.tensor(one[key]), rtol=1e-4, atol=1e-5, msg=key)
+    one, two = (torch.load(folder / f"{processes}.pt") for processes in (1, 2))
+    assert (two - one).norm() < 1e-4 * one.norm()
 
 
 def tiny_llama(vocab_size, seed=0, **kwargs):

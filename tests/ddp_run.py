@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import conftest
+import torch
 from conftest import FORGET, RETAIN, config, history, rows, tiny_llama
 
 from trl_rkld.methods import method_class
@@ -34,6 +35,6 @@ if trainer.is_world_process_zero():
     keys = ["forget_loss", "retain_loss", "forget_prob", "retain_prob", "grad_norm"]
     keys += ["teacher_gap"] if trainer.uses_augmented_model else []
     numbers = {key: [row[0] for row in history(trainer, key)] for key in keys}
-    numbers["weights"] = [p.double().sum().item() for p in trainer.model.parameters()]
+    torch.save(torch.nn.utils.parameters_to_vector(trainer.model.parameters()).detach(), folder / f"{processes}.pt")
     (folder / f"{processes}.json").write_text(json.dumps(numbers))
 trainer.end()  # a process that exits with its group open may abort

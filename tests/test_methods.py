@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import FORGET, RETAIN, config, history, rows, tiny_llama
+from conftest import FORGET, RETAIN, assert_two_processes_are_one, config, history, rows, tiny_llama
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -429,15 +428,7 @@ def test_batch_size_times_accumulation(method, batch_size, half_memorised, token
 
 
 def test_whole_answers_weigh_the_same_in_two_processes(tmp_path):
-    for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port"]
-        command += ["29523", str(Path(__file__).parent / "ddp_run.py"), str(tmp_path), str(processes), "npo"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-    one, two = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
-    for key in one:
-        torch.testing.assert_close(torch.tensor(two[key]), torch.tensor(one[key]), rtol=1e-4, atol=1e-5)
+    assert_two_processes_are_one(tmp_path, "npo")
 
 
 def test_streamed_answers(half_memorised, tokenizer, tmp_path):

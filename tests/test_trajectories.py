@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import config, history, tiny_llama
+from conftest import assert_two_processes_are_one, config, history, tiny_llama
 from peft import LoraConfig
 
 from trl_rkld import RKLDTrainer
@@ -134,17 +134,8 @@ def test_golden_losses(tokenizer, forget_set, retain_set, tmp_path):
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(json.loads(path.read_text())), rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_are_one(tokenizer, forget_set, retain_set, tmp_path):
-    """DDP on two CPU processes, each with half of the batch, against one process with all of it."""
-    for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port"]
-        command += ["29517", str(Path(__file__).parent / "ddp_run.py"), str(tmp_path), str(processes)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-    one, two = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
-    for key in one:
-        torch.testing.assert_close(torch.tensor(two[key]), torch.tensor(one[key]), rtol=1e-4, atol=1e-5)
+def test_two_processes_are_one(tmp_path):
+    assert_two_processes_are_one(tmp_path)
 
 
 @pytest.mark.parametrize("moment", ["augmented training", "caching", "training", "saving"])
