@@ -649,7 +649,7 @@ def test_own_seeds(data, tmp_path):
 def test_splits(shared, names, data, tmp_path):
     """With a common retain set one retain-only model serves all splits; the target knows the largest split."""
     jobs = plan_of(data, tmp_path, splits=["forget05", "forget01"], max_retain_samples=shared)
-    models = {job.folder.name: job.settings for job in jobs if job.kind == "finetune"}
+    models = {job.folder.name: job.settings["sets"] for job in jobs if job.kind == "finetune"}
     assert [name for name in models if name.startswith("retain")] == names
     assert (models["target"]["forget_split"], models["target"]["retain_split"]) == ("forget05", "forget05")
     assert all(models[name]["forget_split"] is None for name in names)

@@ -14,7 +14,7 @@ from ..data import tokenize_rows
 from ..teacher.prepare import is_adapter
 from .arguments import parse
 from .config import TRAINED_COMMANDS, CompareConfig
-from .data import learnt_sets
+from .data import training_sets
 from .plan import Job, check_folders
 
 
@@ -59,7 +59,7 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     for job in jobs:
         max_length = _check_settings(job, config)
         if job.kind == "finetune" or job.settings.get("command") in TRAINED_COMMANDS:
-            max_lengths.setdefault(_sets_of(job), []).append(max_length)
+            max_lengths.setdefault(tuple(job.settings["sets"].values()), []).append(max_length)
     models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
     models |= {f"retain_model_name_or_path[{split}]": one for split, one in config.retain_model_name_or_path.items()}
     for field, name in models.items():
@@ -75,19 +75,9 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     template = {name: config.evaluation.get(name) for name in ("system_prompt", "date_string")}
     for sets, several in max_lengths.items():
         shortest = min((one for one in several if one is not None), default=None)
-        for name, dataset in learnt_sets(*sets).items():
+        for name, dataset in training_sets(*sets).items():
             tokenize_rows(dataset, name, shortest, tokenizer=tokenizer, **template)
     check_folders(jobs)
-
-
-def _sets_of(job: Job) -> tuple:
-    """The sets that a job trains on, as [`learnt_sets`] takes them."""
-    settings = job.settings
-    if job.kind == "finetune":
-        return tuple(settings[name] for name in ("dataset_name", "forget_split", "retain_split", "max_retain_samples"))
-    split = settings["forget_split"]
-    retain_split = None if settings["retain"] == "none" else split
-    return settings["evaluation"]["dataset_name"], split, retain_split, settings["max_retain_samples"]
 
 
 def _check_settings(job: Job, config: CompareConfig) -> int | None:

@@ -9,11 +9,6 @@ from unlearn_eval.questions import load_configuration
 _RETAIN_SETS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 
 
-def forget_set(dataset_name: str, split: str) -> Dataset:
-    """The rows of a forget split."""
-    return Dataset.from_list(load_configuration(dataset_name, split))
-
-
 def retain_set(dataset_name: str, split: str, max_retain_samples: int | None) -> Dataset:
     """
     The rows that stand for the retain set of a split.
@@ -39,29 +34,29 @@ def retain_set(dataset_name: str, split: str, max_retain_samples: int | None) ->
     return Dataset.from_list(rows)
 
 
-def learnt_sets(
+def training_sets(
     dataset_name: str, forget_split: str | None, retain_split: str | None, max_retain_samples: int | None
 ) -> dict[str, Dataset]:
     """
-    What the target learns, a retain-only model, or an augmented one.
+    What a model is trained on: target, retain-only or augmented model, or one that unlearns.
 
     Args:
         dataset_name (`str`):
             TOFU: Hub id, or a folder with its files.
         forget_split (`str`, *optional*):
-            Forget split that the model learns; none for a retain-only model.
+            Forget split; none for a retain-only model.
         retain_split (`str`, *optional*):
-            Forget split whose retain set it learns; none for an augmented model.
+            Forget split whose retain set is meant; none for an augmented model, or where no retain term is.
         max_retain_samples (`int`, *optional*):
             See [`retain_set`].
 
     Returns:
         `dict[str, Dataset]`:
-            `"forget"` and `"retain"`, as far as it learns them.
+            `"forget"` and `"retain"`, as far as they are asked for.
     """
     sets = {}
     if forget_split is not None:
-        sets["forget"] = forget_set(dataset_name, forget_split)
+        sets["forget"] = Dataset.from_list(load_configuration(dataset_name, forget_split))
     if retain_split is not None:
         sets["retain"] = retain_set(dataset_name, retain_split, max_retain_samples)
     return sets

@@ -11,7 +11,7 @@ from unlearn_eval.questions import load_configuration
 from unlearn_eval.results import read_json
 
 from .config import TRAINED_COMMANDS, CompareConfig
-from .data import learnt_sets
+from .data import training_sets
 from .plan import DONE_FILE, Job
 from .runner import Slot
 
@@ -67,8 +67,7 @@ class Estimate:
         return max(1.0, forward(job.settings) * self.flops_per_token / self.speed)
 
     def _finetune(self, settings: dict[str, Any]) -> float:
-        names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
-        size = sum(map(len, learnt_sets(*(settings[name] for name in names)).values()))
+        size = sum(map(len, training_sets(**settings["sets"]).values()))
         return 3 * _TOKENS * size * float(settings["arguments"].get("num_train_epochs", 3))
 
     def _evaluate(self, settings: dict[str, Any]) -> float:

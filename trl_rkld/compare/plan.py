@@ -161,7 +161,7 @@ class _Plan:
             "model": self._model_path("target", split),
             "forget_split": split,
             "retain": run["retain"],
-            "max_retain_samples": config.max_retain_samples,
+            "sets": self._sets(split, None if run["retain"] == "none" else split),
             "seed": seed,
             "arguments": (config.common if command not in ("task-vector", "teacher") else {})
             | config.settings_of(run),
@@ -208,10 +208,10 @@ class _Plan:
         path, config = self._model_path(method, split), self.config
         settings = {
             "model": config.model_name_or_path,
-            "dataset_name": config.dataset_name,
-            "forget_split": config.target_split if method == "target" else None,
-            "retain_split": config.target_split if self._is_shared(method) else split,
-            "max_retain_samples": config.max_retain_samples,
+            "sets": self._sets(
+                forget_split=config.target_split if method == "target" else None,
+                retain_split=config.target_split if self._is_shared(method) else split,
+            ),
             "seed": None,
             "arguments": config.finetune,
             "contents": self._contents(config.dataset_name, config.model_name_or_path),
@@ -224,10 +224,7 @@ class _Plan:
         arguments = self.config.finetune | self.config.augment | run.get("augment", {})
         settings = {
             "model": self._model_path("target", split),
-            "dataset_name": self.config.dataset_name,
-            "forget_split": split,
-            "retain_split": None,
-            "max_retain_samples": None,
+            "sets": self._sets(split, None),
             "seed": seed,
             "arguments": arguments,
             "contents": self._contents(self.config.dataset_name, self._given("target", split)),
@@ -235,6 +232,11 @@ class _Plan:
         name = f"augmented-{split}-seed{seed}-{hash_json(arguments)[:8]}"
         temporary = not self.config.keep_models
         return self._add(f"model-{name}", "finetune", self.models_dir / name, settings, (target,), temporary=temporary)
+
+    def _sets(self, forget_split: str | None, retain_split: str | None) -> dict[str, Any]:
+        """What a job trains on, as [`training_sets`] takes it."""
+        sets = {"dataset_name": self.config.dataset_name, "forget_split": forget_split, "retain_split": retain_split}
+        return sets | {"max_retain_samples": None if retain_split is None else self.config.max_retain_samples}
 
     def _contents(self, *paths: str | None) -> list[str]:
         """Hashes of what lies in local files and folders: under the same name there may be another model the next time."""

@@ -24,7 +24,7 @@ from ..methods import method_class, script_of
 from .arguments import parse
 from .case_study import examine
 from .config import TRAINED_COMMANDS
-from .data import forget_set, learnt_sets, retain_set
+from .data import training_sets
 from .plan import DONE_FILE, HISTORY_FILE
 
 
@@ -51,11 +51,9 @@ def finetune(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) ->
     """Fine-tune the target, a retain-only or an augmented model into the folder itself."""
     from ..scripts.finetune import make_trainer
 
-    names = ("dataset_name", "forget_split", "retain_split", "max_retain_samples")
-    sets = learnt_sets(*(settings[name] for name in names))
     ours = _trained(settings["model"], folder, use_cpu) | {"seed": settings["seed"]}
     parsed = parse("finetune", "`finetune`", settings["arguments"], **ours)
-    trainer = make_trainer(sets, *parsed)
+    trainer = make_trainer(training_sets(**settings["sets"]), *parsed)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     trainer.save_model(str(folder))
     _remove_checkpoints(folder)
@@ -133,10 +131,8 @@ def make_unlearning_trainer(settings: dict[str, Any], folder: Path, use_cpu: boo
             One of ours, or of TRL.
     """
     command, arguments = settings["command"], settings["arguments"]
-    dataset_name, split = settings["evaluation"]["dataset_name"], settings["forget_split"]
-    forget, retain = forget_set(dataset_name, split), None
-    if settings["retain"] != "none":
-        retain = retain_set(dataset_name, split, settings["max_retain_samples"])
+    sets = training_sets(**settings["sets"])
+    forget, retain = sets["forget"], sets.get("retain")
     ours = _trained(settings["model"], folder, use_cpu) | {"seed": settings["seed"]}
     where = f"`runs`, {command}"
     if command in ("idk", "dpo"):
