@@ -278,9 +278,9 @@ def test_a_silent_model(log_texts, settings, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="model answers every question with nothing.* `max_new_tokens=0`"):
         evaluate(path, log_texts=log_texts, **settings)
     assert [path.name for path in Path(settings["output_dir"]).iterdir() if path.is_file()] == ["notes.txt"]
-    if not log_texts:  # a comparison knows that the prompt is right
-        (log,) = run(EvalConfig(model_name_or_path=[path], **settings), may_be_silent=True)
-        assert log["retain_Q_A_ROUGE"]["agg_value"] == 0
+    # a comparison knows that the prompt is right
+    (log,) = run(EvalConfig(model_name_or_path=[path], log_texts=log_texts, **settings), may_be_silent=True)
+    assert log["retain_Q_A_ROUGE"]["agg_value"] == 0
 
 
 OWN = [

@@ -140,12 +140,12 @@ def test_faults_are_named_and_overwrite_nothing(log, tmp_path, fault):
 
 
 def test_all_generations_empty(log):
-    log["wf_Q_A_ROUGE"] = copy.deepcopy(log["forget_Q_A_ROUGE"])
+    """A collapsed model has nothing to say; its ROUGE is 0, and a text that was lost has another."""
     for item in log["forget_Q_A_ROUGE"]["value_by_index"].values():
         item.update(rouge1_recall=0.0, rougeL_f1=0.0, rougeL_recall=0.0, generation="")
-    results.validate_log(log)  # an unlearned model may have nothing to say of what it forgot
-    log["wf_Q_A_ROUGE"] = log["forget_Q_A_ROUGE"]
-    with pytest.raises(ValueError, match="6 generations, all of them empty: .*remove the texts"):
+    results.validate_log(log)
+    item["rougeL_recall"] = 0.5
+    with pytest.raises(ValueError, match=r"1 empty generation\(s\) with a ROUGE above 0.*remove the texts"):
         results.validate_log(log)
 
 

@@ -363,7 +363,6 @@ def validate_log(log: EvalLog, name: str = "the log") -> None:
                     f"{name}: {part} has {n} items but {first} has {first_n}, both on the {question_set} set: one of them is "
                     "incomplete; evaluate it again."
                 )
-    _validate_answers(metrics, name)
 
 
 def validate_retain_log(log: EvalLog, retain_log: EvalLog) -> None:
@@ -445,19 +444,6 @@ def validate_generations(generations: list[list[str]], rouge: np.ndarray, name: 
         raise ValueError(
             f"{name} has {len(scored)} empty generation(s) with a ROUGE above 0, the first at index {index}: {_TEXTS_REMEDY}."
         )
-
-
-def _validate_answers(log: EvalLog, name: str) -> None:
-    """A model may answer all questions of a set with nothing, an unlearned one those to forget; but not all of all sets."""
-    parts = {metric: part for metric, entry in log.items() for part in metric_parts(metric, entry).values()}
-    texts = [
-        item_texts(part, "generation", metric)
-        for metric, part in parts.items()
-        if "rougeL_recall" in ordered_items(part["value_by_index"], metric)[0]
-    ]
-    generations = [text for groups in texts if groups is not None for group in groups for text in group]
-    if generations and not any(text.strip() for text in generations):
-        raise ValueError(f"{name} has {len(generations)} generations, all of them empty: {_TEXTS_REMEDY}.")
 
 
 def has_items(log: EvalLog, metric: str) -> bool:
