@@ -14,11 +14,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from trl_rkld import RKLDConfig
 
 
+# The same numbers on every machine: what is evaluated would go to a GPU, what is trained stays on the CPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Tiny models gain nothing from a second thread, and lose much where the cores are busy.
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
-TOFU = Path(os.environ.get("TRL_RKLD_SHARED", REPOSITORY.parent / "shared")) / "data" / "tofu"
+SHARED = Path(os.environ.get("TRL_RKLD_SHARED", REPOSITORY.parent / "shared")) / "data"
+TOFU, REFERENCE_LOGS = SHARED / "tofu", SHARED / "reference_logs"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -41,10 +44,12 @@ RETAIN = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def private_home(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def private_home(tmp_path_factory):
     """No test writes to the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def rows(pairs):

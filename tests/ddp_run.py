@@ -15,7 +15,9 @@ from trl_rkld.methods import method_class
 folder, processes = Path(sys.argv[1]), int(sys.argv[2])
 method = sys.argv[3] if len(sys.argv) > 3 else "rkld"
 tokenizer = conftest.build_tokenizer()
-trainer = method_class(method, "Trainer")(
+trainer = method_class(
+    method, "Trainer"
+)(
     tiny_llama(len(tokenizer), tie_word_embeddings=True),
     args=config(
         folder / f"run{processes}",
@@ -24,6 +26,7 @@ trainer = method_class(method, "Trainer")(
         ddp_backend="gloo",
         retain_loss_type="kl",
         eval_strategy="no",
+        num_train_epochs=4,  # the first is the warm-up, of one step at a rate of zero
     ),
     # An even number of samples: an odd one would be padded with a sample seen twice.
     train_dataset=rows(FORGET[:4]),

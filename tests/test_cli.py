@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import FORGET, REPOSITORY, RETAIN
+from conftest import FORGET, REFERENCE_LOGS, REPOSITORY, RETAIN
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -158,10 +159,10 @@ def test_rkld_and_merge(data, llama_path):
     for stream in (finished.stdout, finished.stderr):
         assert not any(question in stream or answer in stream for question, answer in FORGET)
     finished = trl_rkld(
-        "merge", "--model_name_or_path", "output", "--output_dir", "merged", "--dtype", "float32", folder=data
+        "merge", "--model_name_or_path", "output", "--output_dir", "merged", "--dtype", "bfloat16", folder=data
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert AutoModelForCausalLM.from_pretrained(data / "merged").dtype.is_floating_point
+    assert AutoModelForCausalLM.from_pretrained(data / "merged").dtype == torch.bfloat16
 
 
 def test_adapter_as_model(data, llama_path, tokenizer):
@@ -251,10 +252,9 @@ def test_the_harness_never_imports_the_plugin():
 
 
 def test_rescore(tmp_path, capsys):
-    logs = Path(os.environ.get("TRL_RKLD_SHARED", REPOSITORY.parent / "shared")) / "data" / "reference_logs"
-    if not logs.is_dir():
-        pytest.skip(f"no published logs in {logs}")
-    names = [logs / f"Llama-3.2-1B-Instruct_{kind}_TOFU_EVAL.json" for kind in ("full_forget01", "retain99")]
+    if not REFERENCE_LOGS.is_dir():
+        pytest.skip(f"no published logs in {REFERENCE_LOGS}")
+    names = [REFERENCE_LOGS / f"Llama-3.2-1B-Instruct_{kind}_TOFU_EVAL.json" for kind in ("full_forget01", "retain99")]
     arguments = ["--eval_logs", str(names[0]), "--retain_logs", str(names[1]), "--output_dir", str(tmp_path)]
     assert main(["rescore", *arguments]) == 0
     assert "forget_quality" in capsys.readouterr().out

@@ -117,6 +117,11 @@ def likelihood(logits, labels):
     return logits.log_softmax(-1)[range(len(labels)), labels]
 
 
+def probabilities_of(samples):
+    """Geometric mean over the tokens of each answer, `(answers,)`."""
+    return torch.stack([likelihood(logits, labels).mean().exp() for logits, labels in samples])
+
+
 def oracle_forget_loss(method, args, student, original, augmented):
     """Mean over the tokens or over the answers, in plain torch; each argument is a list of `(logits, labels)`."""
     if method == "npo":
@@ -178,15 +183,17 @@ def test_three_steps_of_plain_torch(method, retain_loss_type, half_memorised, me
     )
     forget, retain = trainer.train_dataset.to_list(), trainer.retain_dataset.to_list()
     assert len({sum(label != -100 for label in sample["labels"]) for sample in forget}) > 2  # of unequal lengths
-    trainer.train()
+    metrics = trainer.train().metrics
 
     with torch.no_grad():
         frozen = [answers(model, forget) for model in (original, augmented)]
         kept = torch.cat([logits for logits, _ in answers(original, retain)]).log_softmax(-1)
-    expected = []
+    expected, probabilities = [], []
     for _ in range(3):
-        forget_loss = oracle_forget_loss(method, trainer.args, answers(student, forget), *frozen)
-        retained = answers(student, retain)
+        learnt = (answers(student, forget), answers(student, retain))
+        probabilities.append([probabilities_of(each) for each in learnt])
+        forget_loss = oracle_forget_loss(method, trainer.args, learnt[0], *frozen)
+        retained = learnt[1]
         logits, labels = torch.cat([x for x, _ in retained]), torch.cat([x for _, x in retained])
         if retain_loss_type == "nll":
             retain_loss = F.cross_entropy(logits, labels)
@@ -196,12 +203,19 @@ def test_three_steps_of_plain_torch(method, retain_loss_type, half_memorised, me
         student.zero_grad()
         loss.backward()
         norm = torch.stack([p.grad.norm() for p in student.parameters()]).norm()
-        expected.append((loss.item(), forget_loss.item(), retain_loss.item(), norm.item()))
+        means = [each.mean().item() for each in probabilities[-1]]
+        expected.append((loss.item(), forget_loss.item(), retain_loss.item(), norm.item(), *means))
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter -= learning_rate * parameter.grad
-    keys = ("loss", "forget_loss", "retain_loss", "grad_norm")
+    keys = ("loss", "forget_loss", "retain_loss", "grad_norm", "forget_prob", "retain_prob")
     torch.testing.assert_close(torch.tensor(history(trainer, *keys)), torch.tensor(expected), rtol=2e-4, atol=2e-4)
+    for name, before in zip(("forget", "retain"), probabilities[0], strict=True):
+        assert metrics[f"{name}_prob_before"] == pytest.approx(before.mean().item(), rel=2e-4)
+    with torch.no_grad():
+        after = probabilities_of(answers(student, forget))
+    assert metrics["forget_prob_after"] == pytest.approx(after.mean().item(), rel=2e-4)
+    assert metrics["forget_kept"] == (after > 0.5 * probabilities[0][0]).sum()
     assert expected[0][1] != pytest.approx(expected[2][1], rel=1e-2)
 
 
@@ -609,7 +623,7 @@ def test_npo_on_the_command_line(command, capfd):
     for number in (4, 6):
         shutil.rmtree(f"output/checkpoint-{number}")
     Path("output/model.safetensors").unlink()
-    assert command("npo", "--resume_from_checkpoint", "output/checkpoint-2", beta=0.2) == 0
+    assert command("npo", "--resume_from_checkpoint", "output", beta=0.2) == 0  # the whole one in it
     again = load_file("output/model.safetensors")
     assert weights.keys() == again.keys()
     assert all(torch.equal(weights[name], again[name]) for name in weights)

@@ -5,7 +5,7 @@ import csv
 import json
 
 import pytest
-from conftest import TOFU
+from conftest import REFERENCE_LOGS
 
 from trl_rkld.cli import main
 from unlearn_eval.plots import COLUMNS, rows_to_csv
@@ -13,8 +13,9 @@ from unlearn_eval.results import read_log, write_json
 from unlearn_eval.rows import read_csv, row_from_log
 
 
-LOGS = TOFU.parent / "reference_logs"
-FULL, RETAIN = (LOGS / f"Llama-3.2-1B-Instruct_{kind}_TOFU_EVAL.json" for kind in ("full_forget01", "retain99"))
+FULL, RETAIN = (
+    REFERENCE_LOGS / f"Llama-3.2-1B-Instruct_{kind}_TOFU_EVAL.json" for kind in ("full_forget01", "retain99")
+)
 PICTURES = ["forget_quality.csv", "forget_quality.md", "forget_quality.png", "forget_quality.svg"]
 
 
@@ -105,7 +106,7 @@ def test_nulls_and_splits():
 
 def test_published_logs(tmp_path, capsys):
     if not FULL.is_file():
-        pytest.skip(f"no published logs in {LOGS}: set TRL_RKLD_SHARED")
+        pytest.skip(f"no published logs in {REFERENCE_LOGS}: set TRL_RKLD_SHARED")
     folder = tmp_path / "figure"
     assert plot("--results", FULL, "--labels", "full", "--retain", RETAIN, "--output_dir", folder) == 0
     retain, full = written(folder)

@@ -6,7 +6,7 @@ import struct
 from html.parser import HTMLParser
 
 import pytest
-from conftest import TOFU
+from conftest import REFERENCE_LOGS
 
 from unlearn_eval.report import FORGET, KEEP, draw, write_report
 from unlearn_eval.results import read_log
@@ -295,10 +295,7 @@ def test_faults_write_nothing(tmp_path, before, after):
 
 
 def test_published_logs(tmp_path):
-    logs = [
-        TOFU.parent / "reference_logs" / f"Llama-3.2-1B-Instruct_{kind}_TOFU_EVAL.json"
-        for kind in ("full_forget01", "retain99")
-    ]
+    logs = [REFERENCE_LOGS / f"Llama-3.2-1B-Instruct_{kind}_TOFU_EVAL.json" for kind in ("full_forget01", "retain99")]
     if not logs[0].is_file():
         pytest.skip(f"{logs[0]} is not there: set TRL_RKLD_SHARED")
     before, after = map(read_log, logs)

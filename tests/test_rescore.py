@@ -2,17 +2,14 @@
 import copy
 import json
 import math
-import os
-from pathlib import Path
 
 import pytest
+from conftest import REFERENCE_LOGS
 
 from unlearn_eval.rescore import format_table, rescore
 from unlearn_eval.results import read_log, summarise
 
 
-SHARED = Path(os.environ.get("TRL_RKLD_SHARED", Path(__file__).parents[2] / "shared"))
-REFERENCE_LOGS = SHARED / "data" / "reference_logs"
 FULL, RETAIN = "Llama-3.2-1B-Instruct_full_forget01", "Llama-3.2-1B-Instruct_retain99"
 LN2 = math.log(2)
 
