@@ -192,6 +192,30 @@ def test_streaming(tokenizer, tmp_path):
         make(tokenizer, tmp_path, stream, **given)
     with pytest.raises(ValueError, match="can't be paired with a `retain_dataset`"):
         make(tokenizer, tmp_path, stream, args=live, retain_dataset=rows(RETAIN), **given)
+    with pytest.raises(TypeError, match="`eval_dataset` can't be streamed"):
+        make(tokenizer, tmp_path, eval_dataset=stream)
+    stopping = config(tmp_path, precompute_teacher=False, max_steps=1, stop_at_forget_prob=0.1)
+    with pytest.raises(ValueError, match="`stop_at_forget_prob` can't be measured on a streaming"):
+        make(tokenizer, tmp_path, stream, args=stopping, **given)
+
+
+def test_a_folder_that_is_taken(tokenizer, llama, tmp_path):
+    """The augmented model replaces no other model, but one that an earlier start of the run has left."""
+    taken = tmp_path / "target"
+    llama.save_pretrained(taken)
+    args = config(tmp_path, augmented_output_dir=str(taken))
+    with pytest.raises(ValueError, match="`augmented_output_dir='.*target'` is not empty"):
+        make(tokenizer, tmp_path, args=args)
+    (taken / "unlearning.json").write_text('{"method": "augmented"}')
+    make(tokenizer, tmp_path, args=args)
+
+
+@pytest.mark.parametrize("name", ["teacher_cache_dir", "augmented_output_dir"])
+def test_private_folders_lie_outside_the_output(name, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = config(tmp_path, **{name: "~/output/inside"})
+    with pytest.raises(ValueError, match=f"`{name}` must not lie in `output_dir`"):
+        make(tokenizer, tmp_path, args=args)
 
 
 def test_no_chat_template(tokenizer, tmp_path, monkeypatch):

@@ -14,13 +14,18 @@ import torch
 import yaml
 from conftest import FORGET, REFERENCE_LOGS, REPOSITORY, RETAIN
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+from trl import ModelConfig
 
 from trl_rkld.cli import main
+from trl_rkld.data import tokenize_row
 from trl_rkld.methods import METHODS
 from trl_rkld.recipes_index import list_recipes, recipe_path
-from trl_rkld.run_record import read_record
+from trl_rkld.run_record import read_record, write_record
 from trl_rkld.scripts import compare, unlearn
+from trl_rkld.scripts.dry_run import _print_sample
+from trl_rkld.scripts.loading import trainer_model_arguments
+from trl_rkld.trainer.saves_record import base_record
 
 
 RECIPES = list_recipes()
@@ -189,6 +194,36 @@ def test_dry_run(data, llama_path):
     assert not any((data / "output").iterdir())  # the Trainer makes the folder, and nothing goes into it
 
 
+def test_the_sample_on_a_terminal(tokenizer, monkeypatch, capsys):
+    """In brackets stand the tokens that are counted, and no others."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sample = tokenize_row({"question": FORGET[0][0], "answer": FORGET[0][1]}, tokenizer)
+    _print_sample(sample, tokenizer)
+    shown = capsys.readouterr().out
+    counted = "".join(re.findall(r"\033\[1m\[(.*?)\]\033\[0m", shown, re.DOTALL))
+    assert counted == FORGET[0][1] + tokenizer.eos_token
+    assert FORGET[0][0] in shown
+
+
+def test_dry_run_counts_the_memory(data, tokenizer):
+    """Heads of the teacher where a method keeps some: two for RKLD, none for GradDiff, one for its KL."""
+    sizes = {"vocab_size": 100_000, "hidden_size": 1024, "intermediate_size": 64, "num_hidden_layers": 1}
+    LlamaConfig(**sizes, num_attention_heads=8).save_pretrained(data / "big")  # without weights
+    tokenizer.save_pretrained(data / "big")
+    for command, change, heads in (
+        ("rkld", {}, 2),
+        ("grad-diff", {}, 0),
+        ("grad-diff", {"retain_loss_type": "kl"}, 1),
+    ):
+        values = settings(data / "big", data) | change
+        if command != "rkld":
+            del values["augmented_num_train_epochs"]
+        finished = trl_rkld(command, "--config", write_config(data, values), "--dry_run", "true", folder=data)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        (shown,) = re.findall(r"frozen heads of the teacher +(\S+) GB", finished.stdout)
+        assert float(shown) == pytest.approx(heads * 0.4096, abs=0.0051)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"load_in_8bit": True}, "`load_in_8bit` is not supported"), ({"load_in_4bit": True}, "Set `use_peft`")],
@@ -198,6 +233,27 @@ def test_dry_run_checks_the_model_arguments(change, message, data, llama_path):
     finished = trl_rkld("rkld", "--config", config, "--dry_run", "true", folder=data)
     assert finished.returncode != 0
     assert message in finished.stderr
+
+
+def test_dry_run_looks_for_the_augmented_model(data, llama_path):
+    config = write_config(data, settings(llama_path, data) | {"augmented_model_name_or_path": str(data / "misspelt")})
+    finished = trl_rkld("rkld", "--config", config, "--dry_run", "true", folder=data)
+    assert finished.returncode != 0
+    assert "misspelt" in finished.stderr
+
+
+def test_an_adapter_goes_on_with_its_base(llama_path, tokenizer, tmp_path):
+    """Revision and quantisation of the base are those of the adapter's record, and stand in the next one."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama_path), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    record = {"base_revision": "v1", "dtype": "bfloat16", "quantization": quantization.to_dict()}
+    write_record(tmp_path, record)
+    kwargs = {"revision": "main", "dtype": "float32"}
+    model = trainer_model_arguments(ModelConfig(model_name_or_path=str(tmp_path)), kwargs)["model"]
+    saved = base_record(model, None)
+    assert (saved["base_revision"], saved["dtype"]) == ("v1", "bfloat16")
+    assert saved["quantization"]["bnb_4bit_use_double_quant"]
 
 
 def test_dry_run_checks_the_data(data, llama_path):
@@ -220,6 +276,25 @@ def test_finetune(adapter, data, llama_path):
     else:
         assert (data / "output/model.safetensors").is_file()
         assert record["quantization"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset_name": "texts.jsonl"}, "forget dataset holds texts or tokens"),
+        ({"dataset_name": "other.jsonl"}, r"forget dataset has the columns ['foo']"),
+        ({"eval_dataset_name": "keep.jsonl"}, "`eval_dataset_name` is for the unlearning methods"),
+        ({"dataset_streaming": True}, "`dataset_streaming` is for Python only"),
+    ],
+)
+def test_finetune_refuses(change, message, data, llama_path):
+    (data / "texts.jsonl").write_text('{"text": "a b c"}\n')
+    (data / "other.jsonl").write_text('{"foo": "a b c"}\n')
+    values = settings(llama_path, data) | change
+    del values["augmented_num_train_epochs"], values["teacher_cache_dir"]
+    finished = trl_rkld("finetune", "--config", write_config(data, values), folder=data)
+    assert finished.returncode != 0
+    assert message in finished.stderr + finished.stdout
 
 
 @pytest.mark.parametrize("command", ["idk", "dpo"])

@@ -146,6 +146,24 @@ def test_local_files(suffix, tmp_path):
     assert not loaded.cache_files
 
 
+def test_own_sample_ids_are_replaced(tokenizer, llama, tmp_path):
+    """They may be any, and the same in two sets."""
+    data = [
+        {"question": QUESTION, "answer": ANSWER, "sample_id": "a"},
+        {"question": ANSWER, "answer": QUESTION, "sample_id": "a"},
+    ]
+    first = RKLDTrainer(
+        llama, args=config(tmp_path), train_dataset=Dataset.from_list(data), processing_class=tokenizer
+    )
+    tokenized = first.train_dataset  # has the ids 0 and 1
+    sets = {"train_dataset": tokenized, "eval_dataset": Dataset.from_list(data)}
+    second = RKLDTrainer(llama, args=config(tmp_path), processing_class=tokenizer, **sets)
+    for trainer, name, ids in ((first, "train", [0, 1]), (second, "train", [0, 1]), (second, "eval", [2, 3])):
+        dataset = getattr(trainer, f"{name}_dataset")
+        assert dataset["sample_id"] == ids
+        assert dataset["input_ids"] == tokenized["input_ids"]
+
+
 def test_forget_texts_are_cached_nowhere(tokenizer, llama, tmp_path, monkeypatch):
     """Not even where the user's own data set lies in the shared cache."""
     cached = Dataset.from_list([{"question": QUESTION, "answer": ANSWER}] * 3)

@@ -11,7 +11,8 @@ import torch
 from conftest import FORGET, RETAIN, config, history, rows, tiny_llama
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback, TrainingArguments
+from trl import SFTConfig
 
 from trl_rkld import RKLDConfig, RKLDTrainer
 from trl_rkld.run_record import read_record, write_record
@@ -69,9 +70,10 @@ def test_tags(llama, tokenizer, tmp_path):
 
 
 def test_adapter_card_warns(llama_path, tokenizer, tmp_path):
+    """By `save_model` alone, though PEFT writes a card of its own with each adapter."""
     trainer = lora_trainer(llama_path, tokenizer, tmp_path, max_steps=1)
     trainer.train()
-    trainer.create_model_card()
+    trainer.save_model()
     assert "Switching it off brings the forgotten knowledge back" in (tmp_path / "output/README.md").read_text()
 
 
@@ -387,10 +389,9 @@ def test_dropout_is_off(llama_path, tokenizer, tmp_path):
         assert rates == ({0} if disable else {0.5})
 
 
-def test_training_arguments_are_converted(llama, tokenizer, tmp_path):
-    from transformers import TrainingArguments
-
-    args = TrainingArguments(str(tmp_path), use_cpu=True, learning_rate=3e-4, num_train_epochs=2)
+@pytest.mark.parametrize("config_class", [TrainingArguments, SFTConfig])
+def test_training_arguments_are_converted(config_class, llama, tokenizer, tmp_path):
+    args = config_class(str(tmp_path), use_cpu=True, learning_rate=3e-4, num_train_epochs=2)
     trainer = RKLDTrainer(llama, args=args, train_dataset=rows(FORGET), processing_class=tokenizer)
     assert trainer.args.alpha == 8.0
     assert trainer.args.learning_rate == 3e-4

@@ -50,6 +50,10 @@ class UnlearningScriptArguments(ScriptArguments):
         },
     )
 
+    def __post_init__(self):
+        if self.dataset_streaming:
+            raise ValueError("`dataset_streaming` is for Python only: pass a trainer an `IterableDataset`. Remove it.")
+
     def forget_set(self):
         """Load the forget set."""
         from ..data import load_records
@@ -80,6 +84,13 @@ class UnlearningScriptArguments(ScriptArguments):
                 f"`eval_strategy={eval_strategy!s}` needs `eval_dataset_name`. Set it, or leave it at 'no'."
             )
         return load_records(self.eval_dataset_name, self.eval_dataset_config, self.eval_dataset_split)
+
+
+def refuse_what_unlearning_has(arguments: UnlearningScriptArguments) -> None:
+    """Raise on what the commands by TRL's own trainers can't do."""
+    for name in ("dry_run", "eval_dataset_name"):
+        if getattr(arguments, name):
+            raise ValueError(f"`{name}` is for the unlearning methods (`trl-rkld rkld`, …) only. Remove it.")
 
 
 @dataclass
@@ -118,8 +129,8 @@ class RefusalScriptArguments(UnlearningScriptArguments):
     date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
 
     def __post_init__(self):
-        if self.dry_run:
-            raise ValueError("`dry_run` is for the unlearning methods (`trl-rkld rkld`, …) only. Remove it.")
+        super().__post_init__()
+        refuse_what_unlearning_has(self)
 
     def refusals(self):
         """Read the refusals."""

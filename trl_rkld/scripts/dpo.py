@@ -42,7 +42,9 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     refusing = refused(answered, script_args.refusals(), training_args.seed)
 
     # The trainer tokenises by itself, alike, but would cut silently what is too long
-    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
+    )
     template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
     for records in (answered, refusing):
         tokenize_rows(records, "forget", training_args.max_length, tokenizer=tokenizer, **template)
@@ -56,6 +58,10 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     model_arguments = trainer_model_arguments(model_args, init_kwargs)
     training_args.model_init_kwargs = None if adapter else init_kwargs
     if not model_args.use_peft:  # a new adapter is switched off instead
+        if training_args.world_size > 1:  # TRL's processes would look for them in each other's private caches
+            raise ValueError(
+                "DPO runs on several processes with a new adapter only. Set `use_peft`, or use one process."
+            )
         training_args.precompute_ref_log_probs = True
     if adapter:
         keep_quantized_weights(without_peft(model_arguments["model"]))

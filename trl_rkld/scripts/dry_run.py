@@ -29,7 +29,7 @@ def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tok
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         data (`dict`):
-            `train_dataset`, `retain_dataset` and `eval_dataset`.
+            `train_dataset`, `retain_dataset` and `eval_dataset`, and the path of an `augmented_model`, if one is given.
     """
 
     class WithoutWeights(trainer_class):
@@ -46,7 +46,7 @@ def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tok
 
         peft_config = PeftConfig.from_pretrained(name)
         peft_config.inference_mode = False
-        name, init_kwargs = peft_config.base_model_name_or_path, init_kwargs | {"revision": "main"}
+        name, init_kwargs = peft_config.base_model_name_or_path, init_kwargs | {"revision": peft_config.revision}
     config = AutoConfig.from_pretrained(
         name, revision=init_kwargs["revision"], trust_remote_code=init_kwargs["trust_remote_code"]
     )
@@ -103,7 +103,9 @@ def _print_memory(trainer, model_args: ModelConfig) -> None:
     activations = tokens * config.hidden_size * width * (layers + 17 if args.gradient_checkpointing else 17 * layers)
     loss = 5 * 4 * max(_CHUNK_NUMBERS, config.vocab_size)
     full = trainer.student_adapter is None
-    heads = 2 * config.vocab_size * config.hidden_size * 4 if full else 0
+    retain_kl = trainer.retain_dataset is not None and args.retain_loss_type == "kl"
+    num_heads = trainer.uses_augmented_model + (trainer.uses_original_logits or retain_kl)
+    heads = num_heads * config.vocab_size * config.hidden_size * 4 if full else 0
     rows = {
         "weights": weights,
         "gradients and AdamW states": trained * 12,

@@ -25,24 +25,33 @@ def make_trainer(sets, script_args, training_args, model_args):
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from trl_rkld.data import in_memory, tokenize_rows
+    from trl_rkld.data import tokenize_rows
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
-    from unlearn_eval.records import check_answers
+    from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
 
     class FinetuneTrainer(SavesRecord, SFTTrainer):
         pass
 
     warn_slow_bfloat16(training_args)
-    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
+    )
     template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
     parts = []
     for name, dataset in sets.items():
         if dataset is None:
             continue
+        first_row = next(iter(dataset))
+        check_columns(first_row, "text", name)
+        if not is_tokenized_here(first_row):
+            raise ValueError(
+                f"The {name} dataset holds texts or tokens, which TRL's own `trl sft` trains on. Give questions and answers, "
+                "`messages`, or prompts and completions."
+            )
         check_answers(dataset, name)
-        rows = tokenize_rows(in_memory(dataset), name, training_args.max_length, tokenizer=tokenizer, **template)
+        rows = tokenize_rows(dataset, name, training_args.max_length, tokenizer=tokenizer, **template)
         parts.append(Dataset.from_list(rows))
     if not parts:
         raise ValueError("`dataset_name` or `retain_dataset_name` is required: the records to learn.")
@@ -65,7 +74,7 @@ def make_parser(prog: str | None = None):
 
     from trl import ModelConfig, SFTConfig, TrlParser
 
-    from trl_rkld.scripts.arguments import UnlearningScriptArguments
+    from trl_rkld.scripts.arguments import UnlearningScriptArguments, refuse_what_unlearning_has
 
     @dataclass
     class FinetuneScriptArguments(UnlearningScriptArguments):
@@ -74,8 +83,8 @@ def make_parser(prog: str | None = None):
         date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
 
         def __post_init__(self):
-            if self.dry_run:
-                raise ValueError("`dry_run` is for the unlearning methods (`trl-rkld rkld`, …) only. Remove it.")
+            super().__post_init__()
+            refuse_what_unlearning_has(self)
 
     return TrlParser((FinetuneScriptArguments, SFTConfig, ModelConfig), prog=prog, allow_abbrev=False)
 

@@ -31,7 +31,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from trl_rkld.trainer.saves_record import SavesRecord
 
     class IDKTrainer(SavesRecord, SFTTrainer):
-        pass
+        _name = "IDK"
 
     sets = {"forget": refused(question_answers(forget_set, "forget"), script_args.refusals(), training_args.seed)}
     if retain_set is not None:
@@ -39,7 +39,9 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
         draw = RetainSampler(training_args.seed, len(forget_set), len(retained))
         sets["retain"] = [retained[draw(0, index)] for index in range(len(forget_set))]
 
-    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
+    )
     template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
     parts = []
     for name, records in sets.items():

@@ -1,15 +1,18 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """From a name to a model, as the training scripts want it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
+from ..run_record import read_record
 from ..teacher.prepare import device_map_kwargs, is_adapter
 
 
@@ -43,9 +46,13 @@ def model_init_kwargs(
     return kwargs | (extra or {})
 
 
-def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def local_folder(name: str, revision: str | None = None) -> str:
+    """Folder of a model or an adapter: itself, or where the Hub's files have come to lie."""
+    return name if Path(name).is_dir() else snapshot_download(name, revision=revision)
+
+
+def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, or of an adapter or its base."""
-    name, revision = model_args.model_name_or_path, model_args.model_revision
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
@@ -105,10 +112,16 @@ def trainer_model_arguments(model_args: ModelConfig, init_kwargs: dict[str, Any]
             "quantization_config": quantization,
             "peft_config": get_peft_config(model_args),
         }
-    base = PeftConfig.from_pretrained(model_args.model_name_or_path).base_model_name_or_path
-    base_kwargs = init_kwargs | {"revision": "main"} | device_map_kwargs()
+    folder = local_folder(model_args.model_name_or_path, model_args.model_revision)
+    peft_config, record = PeftConfig.from_pretrained(folder), read_record(folder) or {}
+    revision = record.get("base_revision") or peft_config.revision or "main"
+    base_kwargs = init_kwargs | {"revision": revision} | device_map_kwargs()
     if quantization is not None:
         base_kwargs["quantization_config"] = quantization
-    model = create_model_from_path(base, **base_kwargs)
-    name, revision = model_args.model_name_or_path, model_args.model_revision
-    return {"model": PeftModel.from_pretrained(model, name, revision=revision, is_trainable=True)}
+    if record.get("quantization") is not None:  # an adapter goes on with the weights that it was made for
+        base_kwargs["quantization_config"] = BitsAndBytesConfig.from_dict(record["quantization"])
+        base_kwargs["dtype"] = record["dtype"]
+    model = create_model_from_path(peft_config.base_model_name_or_path, **base_kwargs)
+    model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    model.active_peft_config.revision = revision
+    return {"model": model}

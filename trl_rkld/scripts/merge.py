@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from unlearn_eval.quantization import is_quantized
 
 from ..run_record import read_record, write_record
 from ..teacher.prepare import is_adapter
 from ..trainer.model_card import ADAPTER_WARNING
+from .loading import load_tokenizer, local_folder
 
 
 def run(arguments: list[str]) -> int:
@@ -70,8 +71,8 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype | None = None) -> to
         raise ValueError(f"`--output_dir {output_dir}` is not empty. Choose a new folder.")
     if not is_adapter(adapter):
         raise ValueError(f"`{adapter}` is not an adapter: there is nothing to merge.")
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    record = read_record(adapter) if Path(adapter).is_dir() else None
+    adapter = local_folder(adapter)
+    tokenizer, record = load_tokenizer(adapter), read_record(adapter)
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     # Loaded, and quantised, as it was in training: 4-bit codes depend on the dtype that they were made from.
     kwargs = {"dtype": "auto"}

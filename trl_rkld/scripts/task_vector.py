@@ -23,11 +23,10 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils.save_and_load import load_peft_weights
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl import ModelConfig
 
 from ..run_record import read_record, write_record
 from ..teacher.prepare import check_initialisation, is_adapter
-from .loading import load_tokenizer
+from .loading import load_tokenizer, local_folder
 
 
 SCALE = 2.5  # the RKLD paper's, https://huggingface.co/papers/2406.01983
@@ -104,7 +103,7 @@ def subtract(original: str, augmented: str, output_dir: str, scale: float = SCAL
     else:
         make = _subtract_models
         _check_models(original, augmented)
-    tokenizer = load_tokenizer(ModelConfig(model_name_or_path=original), trust_remote_code=False)
+    tokenizer = load_tokenizer(original)
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -209,6 +208,6 @@ def _combine_adapters(original: str, augmented: str, scale: float, dtype: torch.
 
 def _write_record(adapter: str, scale: float, folder: Path) -> None:
     """The record of an adapter that has one: merging and evaluation read from it how the base was held."""
-    record = read_record(adapter) if Path(adapter).is_dir() else None
+    record = read_record(local_folder(adapter))
     if record is not None:
         write_record(folder, record | {"method": "task-vector", "adapter": None, "settings": {"scale": scale}})

@@ -37,7 +37,11 @@ def main(trainer_class, script_args, training_args, model_args):
     }
     if script_args.dry_run:
         init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
-        tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+        tokenizer = load_tokenizer(
+            model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
+        )
+        if trainer_class.uses_augmented_model:
+            data["augmented_model"] = script_args.augmented_model_name_or_path
         dry_run(trainer_class, training_args, model_args, init_kwargs, tokenizer, data)
         return
 
@@ -50,7 +54,6 @@ def main(trainer_class, script_args, training_args, model_args):
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.accelerator.print("✅ Training completed.")
     trainer.save_model(training_args.output_dir)
-    trainer.create_model_card()
     trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub()
@@ -63,7 +66,9 @@ def make_trainer(trainer_class, script_args, training_args, model_args, **data):
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
 
     init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
-    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
+    )
     model_arguments = trainer_model_arguments(model_args, init_kwargs)
     training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
     if trainer_class.uses_augmented_model:

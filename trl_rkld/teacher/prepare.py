@@ -133,7 +133,10 @@ def needed_bytes(trainer: "UnlearningTrainer") -> int:
     cache = 2 * 4 * tokens * config.hidden_size if trainer.args.precompute_teacher else 0
     # What an augmented model is trained in: the original weights, or a live teacher's augmented ones.
     trained = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    return cache + (2 * trained if trainer.uses_augmented_model else 0)
+    # Without one, a trained head is kept as it was; with one, the two heads are part of the above.
+    head = Role(trainer.model).head().weight
+    heads = head.numel() * head.element_size() if head.requires_grad else 0
+    return cache + (2 * trained if trainer.uses_augmented_model else heads)
 
 
 def _cached_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder) -> CachedTeacher:

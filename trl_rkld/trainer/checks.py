@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
 from ..losses import lm_head_of
+from ..run_record import read_record
 from ..teacher.prepare import check_bias, check_initialisation
 from ..teacher.roles import without_peft
 from .unlearning_config import UnlearningConfig
@@ -37,6 +38,8 @@ def check_arguments(
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise ValueError(f"The {name} dataset is empty. Pass at least one record.")
     if isinstance(train_dataset, IterableDataset):
+        if args.stop_at_forget_prob is not None:
+            raise ValueError("`stop_at_forget_prob` can't be measured on a streaming `train_dataset`. Load it whole.")
         if args.precompute_teacher:
             raise ValueError(
                 "A streaming `train_dataset` can't be cached. Set `precompute_teacher=False`, or load it whole."
@@ -45,6 +48,8 @@ def check_arguments(
             raise ValueError(
                 "A streaming `train_dataset` can't be paired with a `retain_dataset`. Load it whole, without streaming."
             )
+    if any(isinstance(dataset, IterableDataset) for dataset in evaluation.values()):
+        raise TypeError("`eval_dataset` can't be streamed. Load it whole, without streaming.")
     if retain_dataset is not None and not isinstance(retain_dataset, Dataset):
         raise TypeError(f"`retain_dataset` must be a `Dataset`, got `{type(retain_dataset).__name__}`.")
     if isinstance(peft_config, PromptLearningConfig):
@@ -63,6 +68,15 @@ def check_arguments(
             raise ValueError(
                 f"`{name}` must not lie in `output_dir`, which is saved and pushed. Choose another folder."
             )
+        if name == "augmented_output_dir" and folder is not None:
+            check_free(Path(folder))
+
+
+def check_free(augmented_output_dir: Path) -> None:
+    """Raise where the augmented model would replace anything but an augmented model."""
+    is_taken = augmented_output_dir.exists() and any(augmented_output_dir.iterdir())
+    if is_taken and (read_record(augmented_output_dir) or {}).get("method") != "augmented":
+        raise ValueError(f"`augmented_output_dir={str(augmented_output_dir)!r}` is not empty. Choose a new folder.")
 
 
 def warn_slow_bfloat16(args: TrainingArguments) -> None:

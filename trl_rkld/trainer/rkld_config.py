@@ -1,4 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+import os
 from dataclasses import dataclass, field
 
 from .unlearning_config import UnlearningConfig
@@ -77,6 +78,8 @@ class RKLDConfig(UnlearningConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.augmented_output_dir is not None:
+            self.augmented_output_dir = os.path.expanduser(self.augmented_output_dir)
         if self.alpha < 0:
             raise ValueError(f"`alpha` must not be negative, got {self.alpha}.")
         if self.beta not in (0.0, 1.0):

@@ -27,9 +27,12 @@ def base_record(model: PreTrainedModel | PeftModel, init_kwargs: dict[str, Any] 
     """
     causal_lm = without_peft(model)
     quantized = is_quantized(causal_lm)
+    revision = (init_kwargs or {}).get("revision")
+    if revision is None and isinstance(model, PeftModel):
+        revision = model.active_peft_config.revision
     return {
         "dtype": str(causal_lm.dtype).removeprefix("torch."),
-        "base_revision": (init_kwargs or {}).get("revision"),
+        "base_revision": revision,
         "quantization": causal_lm.hf_quantizer.quantization_config.to_dict() if quantized else None,
     }
 

@@ -1,4 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+import os
 from dataclasses import dataclass, field
 
 from trl import SFTConfig
@@ -59,7 +60,8 @@ class UnlearningConfig(SFTConfig):
     > - `learning_rate`: Defaults to `1e-5` instead of `2e-5`.
     > - `weight_decay`: Defaults to `0.01` instead of `0.0`.
     > - `num_train_epochs`: Defaults to `10` instead of `3`.
-    > - `warmup_steps`: Defaults to the first epoch instead of `0`.
+    > - `warmup_steps`: Defaults to the first epoch instead of `0` (with `max_steps`, to the first
+    >   `1 / num_train_epochs` of these).
     > - `gradient_accumulation_steps`: Defaults to `4` instead of `1`, an effective batch of 32 on one device.
     > - `logging_steps`: Defaults to `1` instead of `10`.
     """
@@ -80,7 +82,8 @@ class UnlearningConfig(SFTConfig):
     warmup_steps: float | None = field(
         default=None,
         metadata={
-            "help": "Steps of linear warm-up, or their ratio if smaller than 1. If `None`, it lasts for the first epoch."
+            "help": "Steps of linear warm-up, or their ratio if smaller than 1. If `None`, it lasts for the first epoch (of "
+            "`max_steps`, for `1 / num_train_epochs`)."
         },
     )
     gradient_accumulation_steps: int = field(
@@ -168,6 +171,8 @@ class UnlearningConfig(SFTConfig):
         if self.warmup_steps is None:
             self.warmup_steps = 1 / self.num_train_epochs if self.num_train_epochs > 1 else 0
         super().__post_init__()
+        if self.teacher_cache_dir is not None:
+            self.teacher_cache_dir = os.path.expanduser(self.teacher_cache_dir)
         if self.packing or self.padding_free or self.eval_packing:
             raise ValueError(
                 "`packing` and `padding_free` are not supported: each forgotten record is matched with the teacher's "

@@ -131,7 +131,9 @@ class UnlearningTrainer(SFTTrainer):
                 f"`args` is a `{type(args).__name__}`, the configuration of another method. Use `{self.config_class.__name__}`."
             )
         elif not isinstance(args, self.config_class):
-            args = self.config_class(**(args.to_dict() | {"hub_token": args.hub_token}))
+            # `to_dict` shows tokens, the secret ones and those of the text, by their names only.
+            tokens = {name: getattr(args, name) for name in args.to_dict() if name.endswith("_token")}
+            args = self.config_class(**(args.to_dict() | tokens))
         check_arguments(args, train_dataset, retain_dataset, eval_dataset, quantization_config, peft_config)
         if isinstance(model, str) and is_adapter(model):
             raise ValueError(
@@ -319,8 +321,6 @@ class UnlearningTrainer(SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         first_row = next(iter(dataset))
-        if "sample_id" in first_row:  # prepared before
-            return dataset
         check_columns(first_row, args.dataset_text_field, dataset_name)
         if isinstance(dataset, Dataset):
             dataset = in_memory(dataset)
@@ -339,8 +339,8 @@ class UnlearningTrainer(SFTTrainer):
         args_of_trl = copy.copy(args)
         args_of_trl.max_length, args_of_trl.dataset_num_proc = None, None
         dataset = super()._prepare_dataset(dataset, processing_class, args_of_trl, False, None, dataset_name)
+        dataset = dataset.select_columns(["input_ids", "labels"])
         if isinstance(dataset, Dataset):
-            dataset = dataset.select_columns(["input_ids", "labels"])
             check_rows(dataset, args.max_length, dataset_name)
             ids = range(self._num_samples, self._num_samples + len(dataset))
             dataset = dataset.add_column("sample_id", list(ids))
@@ -428,13 +428,15 @@ class UnlearningTrainer(SFTTrainer):
             before = self._answer_probabilities("Answers before")
             set_seed(self.args.seed)  # whatever went on until here, the run is the same
             self._finished = False
-            max_steps = self.args.max_steps
-            if checkpoint is not None:
-                self.args.max_steps = (
-                    stopped_at(checkpoint) or max_steps
-                )  # no further, if a callback had stopped there
+            stopped = None if checkpoint is None else stopped_at(checkpoint)
+            if stopped is not None:
+                self.accelerator.print(
+                    f"A callback had stopped this run at step {stopped}: it goes no further. To train on, start from its "
+                    "model, or again without `resume_from_checkpoint`."
+                )
+                stack.callback(setattr, self.args, "max_steps", self.args.max_steps)
+                self.args.max_steps = stopped
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-            self.args.max_steps = max_steps
             after = self._answer_probabilities("Answers after")
             if not all(torch.isfinite(probabilities).all() for probabilities in after.values()):
                 raise FloatingPointError(
@@ -449,7 +451,7 @@ class UnlearningTrainer(SFTTrainer):
         return output
 
     def _prepare_teacher(self, checkpoint: Path | None, stack: ExitStack) -> None:
-        if self._teacher_fingerprint is not None:
+        if self._teacher_digest is not None:
             raise ValueError(
                 "A live teacher (`precompute_teacher=False`) lasts for one `train()`, after which the model is no longer "
                 "the original. Construct a new trainer."
@@ -463,6 +465,10 @@ class UnlearningTrainer(SFTTrainer):
             self._private_folder.open(resuming=checkpoint is not None, needed_bytes=needed_bytes(self))
             stack.callback(self._private_folder.release)
         self.accelerator.wait_for_everyone()
+        if not self._private_folder.path.is_dir():
+            raise ValueError(
+                f"`teacher_cache_dir={str(self._private_folder.root)!r}` is not shared by all nodes. Set it to a folder that is."
+            )
         self.teacher = prepare_teacher(self, self._private_folder, self._teacher_fingerprint, expected_digest, stack)
         if not self.args.precompute_teacher:
             stack.callback(setattr, self, "teacher", None)
@@ -560,12 +566,15 @@ class UnlearningTrainer(SFTTrainer):
         finally:
             self.model.__dict__.pop("save_pretrained", None)
         write_record(partial_dir, self._run_record())
+        (partial_dir / "README.md").unlink(missing_ok=True)  # PEFT's blank card would replace ours
         for path in partial_dir.iterdir():
             target = output_dir / path.name
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(path, target)
         partial_dir.rmdir()
+        if output_dir == Path(self.args.output_dir):
+            self.create_model_card()
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         model_name = model_name or Path(self.args.output_dir).name
