@@ -664,6 +664,21 @@ def test_splits(shared, names, data, tmp_path):
             assert job.settings["retain_logs"].endswith(f"retain-{job.row['split']}/TOFU_EVAL.json")
 
 
+def test_how_it_is_computed_may_change(data, tmp_path):
+    """A finished part stays where the rest goes on in smaller batches."""
+    evaluation = settings(data, tmp_path)["evaluation"]
+    jobs, others = (
+        plan_of(data, tmp_path, evaluation=evaluation | {"batch_size": size, "batch_tokens": 16 * size})
+        for size in (32, 1)
+    )
+    assert [job.settings for job in jobs] == [job.settings for job in others]
+    assert [job.options["evaluation"] for job in others if job.kind != "finetune"] == [
+        {"batch_size": 1, "batch_tokens": 16}
+    ] * 4
+    (changed, *_) = plan_of(data, tmp_path, evaluation=evaluation | {"max_new_tokens": 5})[1:]
+    assert changed.settings != jobs[1].settings
+
+
 def test_given_models(data, tmp_path):
     """No model is fine-tuned but the augmented ones, and none for a method without."""
     given = {"target_model_name_or_path": "a/target", "retain_model_name_or_path": {"forget01": "a/retain"}}

@@ -195,11 +195,11 @@ def test_idk_samples(system_prompt, memorised, tokenizer, refusals_path, tmp_pat
     assert other.train_dataset.to_list() != samples
 
 
-@pytest.mark.parametrize("template", ["ChatML", "dated", "none"])
+@pytest.mark.parametrize("template", ["ChatML", "dated", "none", "given"])
 @pytest.mark.parametrize("system_prompt", [None, "Be brief."])
 def test_dpo_samples(template, system_prompt, memorised, refusals_path, tmp_path):
     """What `DPOTrainer` makes of a pair is what evaluation makes of question and answer, and the template's newline."""
-    if template == "none" and system_prompt is not None:
+    if template in ("none", "given") and system_prompt is not None:
         pytest.skip("a system prompt needs a chat template")
     tokenizer, settings = build_tokenizer(), {}
     if template == "dated":
@@ -207,24 +207,27 @@ def test_dpo_samples(template, system_prompt, memorised, refusals_path, tmp_path
         settings["date_string"] = "10 Apr 2025"
     elif template == "none":
         tokenizer.chat_template = None
+    elif template == "given":
+        settings["question_template"] = "[INST] {question} [/INST]"
     if system_prompt is not None:
         settings["system_prompt"] = system_prompt
     tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     trainer = make("dpo", str(tmp_path / "model"), refusals_path, tmp_path, seed=5, **settings)
-    check_dpo_samples(trainer, tokenizer, system_prompt, settings.get("date_string"))
+    check_dpo_samples(trainer, tokenizer, **settings)
 
 
-def check_dpo_samples(trainer, tokenizer, system_prompt=None, date_string=None):
-    newline = [] if tokenizer.chat_template is None else tokenizer("\n")["input_ids"]
+def check_dpo_samples(trainer, tokenizer, **template):
+    is_plain = tokenizer.chat_template is None or "question_template" in template
+    newline = [] if is_plain else tokenizer("\n")["input_ids"]
     samples = trainer.train_dataset.to_list()
     assert len(samples) == len(FORGET)
     for index, (sample, (question, answer)) in enumerate(zip(samples, FORGET, strict=True)):
         for key, text in (("chosen_ids", draw_refusal(REFUSALS, 5, index)), ("rejected_ids", answer)):
-            prompt_ids, answer_ids = tokenize_question(tokenizer, question, text, system_prompt, date_string)
+            prompt_ids, answer_ids = tokenize_question(tokenizer, question, text, **template)
             assert sample["prompt_ids"] + sample[key] == prompt_ids + answer_ids + newline
             # In plain text, where the answer starts depends on what merges with the blank before it.
-            assert tokenizer.chat_template is None or sample["prompt_ids"] == prompt_ids
+            assert is_plain or sample["prompt_ids"] == prompt_ids
 
 
 def test_dpo_samples_of_a_real_tokenizer(smollm2, refusals_path, tmp_path):
@@ -232,7 +235,7 @@ def test_dpo_samples_of_a_real_tokenizer(smollm2, refusals_path, tmp_path):
     tiny_llama(len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     trainer = make("dpo", str(tmp_path / "model"), refusals_path, tmp_path, seed=5, system_prompt="Be brief.")
-    check_dpo_samples(trainer, tokenizer, "Be brief.")
+    check_dpo_samples(trainer, tokenizer, system_prompt="Be brief.")
 
 
 def test_dpo_keeps_no_text_on_disk(memorised, refusals_path, tmp_path):

@@ -17,6 +17,10 @@ from unlearn_eval.records import load_records, tokenize_record
 __all__ = ["DataCollatorForUnlearning", "RetainSampler", "load_records", "tokenize_row"]
 
 
+# What says how a question is put: arguments of [`tokenize_row`].
+TEMPLATE = ("system_prompt", "date_string", "question_template")
+
+
 def in_memory(dataset: Dataset) -> Dataset:
     """Copy a data set away from the disk cache, so that what is derived from it is not cached on disk either."""
     return Dataset.from_list(dataset.to_list()) if dataset.cache_files else dataset

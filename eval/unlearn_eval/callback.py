@@ -187,7 +187,7 @@ class TofuEvalCallback(TrainerCallback):
         self.retain_log: EvalLog | None = None
         if retain_logs is not None:
             self.retain_log = read_log(retain_logs)
-            check_retain_log(config, rows["forget"], self.retain_log)
+            check_retain_log(config, rows, self.retain_log)
         eos_token_id = _without_peft(trainer.model).generation_config.eos_token_id
         answers = [answer for one in self.sets.values() for answer in one.answers]
         self.end_ids = ends_of_answers(trainer.processing_class, eos_token_id, answers)

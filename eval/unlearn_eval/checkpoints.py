@@ -121,7 +121,7 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
     hashes["weights"] = hash_weights(base)
     base_config = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
     quantization = record.get("quantization") or _stored_quantization(base_config)
-    if config.load_in_4bit:
+    if config.load_in_4bit and quantization is None:  # else it is one that knows its own
         quantization = {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": config.bnb_4bit_quant_type,
@@ -144,7 +144,10 @@ def hash_weights(folder: Path) -> str:
     if not weights:
         raise ValueError(f"`{folder}` holds no weights (*.safetensors).")
     digest = hashlib.sha256()
-    for path in [*weights, *(folder / name for name in ("config.json", "adapter_config.json"))]:
+    for path in [
+        *weights,
+        *(folder / name for name in ("config.json", "generation_config.json", "adapter_config.json")),
+    ]:
         if path.is_file():
             digest.update(path.name.encode())
             with open(path, "rb") as file:
@@ -317,9 +320,8 @@ def _find(name: str, revision: str) -> Path:
         raise FileNotFoundError(f"the folder `{name}` does not exist")
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model"])
-    )
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.py"]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def _stored_quantization(config: PreTrainedConfig) -> dict[str, Any] | None:

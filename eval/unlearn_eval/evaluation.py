@@ -14,7 +14,7 @@ from .backends import ScoreRequest
 from .canary import check_adapter, check_agreement, choose
 from .checkpoints import Checkpoint, resolve_checkpoint, transformers_backends, vllm_backends
 from .config import EvalConfig
-from .fingerprint import hash_json
+from .fingerprint import hash_json, hash_rows
 from .job import Job
 from .journal import decode_scores, encode_scores, score_key
 from .questions import load_tofu
@@ -76,13 +76,16 @@ def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
         `list[EvalLog]`:
             A log for each `model_name_or_path`.
     """
-    for package in ("rouge_score", "scipy"):  # now, not after the scoring
+    report = [] if config.compare_to is None else ["matplotlib"]
+    for package in ("rouge_score", "scipy", *report):  # now, not after the scoring
         if find_spec(package) is None:
-            raise ValueError(f"`{package}` is not installed, which the metrics need: `pip install 'trl-rkld[eval]'`.")
+            raise ValueError(
+                f"`{package}` is not installed, which metrics and report need: `pip install 'trl-rkld[eval]'`."
+            )
     retain_log = None if config.retain_logs is None else read_log(config.retain_logs)
     rows = load_rows(config)
     if retain_log is not None:
-        check_retain_log(config, rows["forget"], retain_log)
+        check_retain_log(config, rows, retain_log)
     names = [*config.model_name_or_path, *([] if config.compare_to is None else [config.compare_to])]
     checkpoints = [resolve_checkpoint(name, config) for name in names]
     folders = result_folders([checkpoint.name for checkpoint in checkpoints], config)
@@ -136,22 +139,22 @@ def load_rows(config: EvalConfig) -> dict[str, list[Mapping[str, Any]]]:
     return rows
 
 
-def check_retain_log(config: EvalConfig, forget_rows: Sequence[Mapping[str, Any]], retain_log: EvalLog) -> None:
+def check_retain_log(config: EvalConfig, rows: Mapping[str, Sequence[Mapping[str, Any]]], retain_log: EvalLog) -> None:
     """
     Check that the retain-only model's log is of the same questions.
 
     Args:
         config ([`EvalConfig`]):
             Configuration.
-        forget_rows (`Sequence[Mapping]`):
-            The forget set.
+        rows (`Mapping[str, Sequence[Mapping]]`):
+            The question sets.
         retain_log (`EvalLog`):
             The log, valid on its own.
 
     Raises:
         [`ValueError`]: If it is of another split or length, or has other questions.
     """
-    metadata = retain_log.get(METADATA, {})
+    metadata, forget_rows = retain_log.get(METADATA, {}), rows["forget"]
     split = "own data" if config.forget_dataset is not None else config.forget_split
     for name, ours in (("forget_split", split), ("question_key", config.question_key)):
         if metadata.get(name, ours) != ours:
@@ -167,8 +170,11 @@ def check_retain_log(config: EvalConfig, forget_rows: Sequence[Mapping[str, Any]
     n = len(retain_log["forget_Q_A_Prob"]["value_by_index"]) if scored else forget_length(retain_log, "`retain_logs`")
     validate_same_questions(len(forget_rows), n, ours, references)
     whole = all(row.get("answer", True) for row in forget_rows)  # else the row is named later
-    if whole and metadata.get("hashes", {}).get("forget_set") not in (None, hash_json([*map(dict, forget_rows)])):
+    hashes = metadata.get("hashes", {})
+    if whole and hashes.get("forget_set") not in (None, hash_rows(forget_rows)):
         raise ValueError("`retain_logs` is of other questions: evaluate the retain-only model on the same forget set.")
+    if "holdout" in rows and hashes.get("holdout_set") not in (None, hash_rows(rows["holdout"])):
+        raise ValueError("`retain_logs` is of another holdout set: evaluate the retain-only model with the same one.")
 
 
 def result_folders(names: Sequence[str], config: EvalConfig) -> list[Path]:
@@ -253,8 +259,7 @@ def open_backends(name: str, jobs: Sequence[Job], config: EvalConfig) -> Iterato
         with transformers_backends(checkpoints, config, end_ids, jobs[0].hidden_id) as activate:
             yield activate
     else:
-        longest = max(job.longest for job in jobs) + max(1, config.max_new_tokens)  # vLLM always adds a token
-        with vllm_backends(checkpoints, config, end_ids, longest) as activate:
+        with vllm_backends(checkpoints, config, end_ids, max(job.longest for job in jobs)) as activate:
             yield activate
 
 
@@ -335,7 +340,7 @@ def _warn_of_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any] | No
             "both logs are made in one way: evaluate the retain-only model here, too, or use `compat=open_unlearning`."
         )
         return
-    names = ("score_backend", "dtype", "quantization", "compat")
+    names = ("score_backend", "dtype", "quantization", "attention", "compat")
     different = [
         f"{name} {theirs.get(name)} there, {ours.get(name)} here"
         for name in names

@@ -3,7 +3,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ def _hash_all(paths: Iterable[Path]) -> str:
 def hash_samples(dataset: Dataset) -> str:
     """SHA-256 of the token ids and labels of a data set."""
     return hash_json([dataset["input_ids"][:], dataset["labels"][:]])
+
+
+def hash_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 of the rows of a question set."""
+    return hash_json([*map(dict, rows)])
 
 
 def hash_json(value: Any) -> str:

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from .backends import GenerateRequest, ScoreRequest
 from .checkpoints import Checkpoint
 from .config import EvalConfig
-from .fingerprint import hash_json
+from .fingerprint import hash_json, hash_rows
 from .journal import Journal, decode_scores, encode_scores, generation_key, score_key
 from .metrics import rouge_scores
 from .questions import QuestionSet, ends_of_answers, own_questions, tofu_questions
@@ -61,10 +61,13 @@ class Job:
         # [OU] stops at the model's own end tokens only.
         answers = [] if config.compat is not None else [answer for one in self.sets.values() for answer in one.answers]
         self.end_ids = ends_of_answers(tokenizer, checkpoint.eos_token_id, answers)
-        self.longest = max(len(p) + len(a) for one in self.sets.values() for p, a in one.requests())
+        lengths = [len(p) + len(a) for one in self.sets.values() for p, a in one.requests()]
+        prompts = [len(prompt) for name, one in self.sets.items() if self._asks(name) for prompt in one.prompts]
+        # What an engine must hold; vLLM adds a token to what it scores.
+        self.longest = max(max(lengths) + 1, max(prompts, default=0) + config.max_new_tokens)
         self._check_length()
         self.data_hash = hash_json([[name, [*map(dict, some)]] for name, some in rows.items()])
-        self.forget_hash = hash_json([*map(dict, rows["forget"])])
+        self.set_hashes = {f"{name}_set": hash_rows(rows[name]) for name in ("forget", "holdout") if name in rows}
         self.template_hash = hash_json([tokenizer.chat_template, repr(config.template)])
         self._journals: dict[str, Journal] = {}
 
@@ -86,6 +89,7 @@ class Job:
         config, checkpoint = self.config, self.checkpoint
         own = config.forget_dataset is not None
         quantization = checkpoint.quantization
+        nested = ", nested" if (quantization or {}).get("bnb_4bit_use_double_quant") else ""
         metadata = Metadata(
             model=checkpoint.name,
             forget_split="own data" if own else config.forget_split,
@@ -97,13 +101,14 @@ class Job:
             score_backend=config.score_backend,
             compat=config.compat,
             dtype=checkpoint.dtype,
-            quantization=None if quantization is None else quantization["bnb_4bit_quant_type"],
+            quantization=quantization and quantization["bnb_4bit_quant_type"] + nested,
+            attention=config.attn_implementation,
             seeds={"seed": config.seed},
             log_texts=config.log_texts,
             hashes={
                 **checkpoint.hashes,
                 "data": self.data_hash,
-                "forget_set": self.forget_hash,
+                **self.set_hashes,
                 "template": self.template_hash,
             },
         )
@@ -246,6 +251,13 @@ class Job:
                         f"Row {index} of the {name} set has {length} tokens, and {self.checkpoint.name} takes {limit}. "
                         "Shorten or split the record."
                     )
+                if limit is not None and self._asks(name):
+                    asked = len(one.prompts[index])
+                    if asked + self.config.max_new_tokens > limit:
+                        raise ValueError(
+                            f"Row {index} of the {name} set asks in {asked} tokens, and {self.checkpoint.name} takes {limit} "
+                            f"with the answer. Lower `max_new_tokens` to {limit - asked}."
+                        )
                 if not all(answer.prompt_ids for answer in answers):
                     raise ValueError(
                         f"Row {index} of the {name} set has no prompt: its tokens merge with those of the answer. End it "

@@ -10,7 +10,15 @@ from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from .prompts import TokenizedAnswer, prompt_open_unlearning, tokenize_open_unlearning, tokenize_question
-from .records import LOCAL_SUFFIXES, check_answers, check_columns, is_tokenized_here, load_records, tokenize_record
+from .records import (
+    LOCAL_SUFFIXES,
+    check_answers,
+    check_columns,
+    column_names,
+    is_tokenized_here,
+    load_records,
+    tokenize_record,
+)
 
 
 FORGET_SPLITS = ("forget01", "forget05", "forget10")
@@ -308,7 +316,7 @@ def _check_texts(rows: Sequence[Row], columns: Sequence[str], name: str) -> None
     missing = [column for column in columns if column not in rows[0]]
     if missing:
         raise ValueError(
-            f"The {name} set has no column `{missing[0]}`; it has {', '.join(sorted(map(str, rows[0])))}. Give the "
+            f"The {name} set has no column `{missing[0]}`; it has {', '.join(column_names(rows[0]))}. Give the "
             "`_perturbed` files of TOFU, or another `question_key`."
         )
     for index, row in enumerate(rows):

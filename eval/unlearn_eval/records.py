@@ -3,7 +3,7 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,14 @@ def check_columns(row: dict[str, Any], text_field: str, name: str) -> None:
     """Raise where a data set has none of the known formats."""
     if "input_ids" in row or is_tokenized_here(row) or text_field in row:
         return
-    # Of a CSV file without a header, the "names" are the first record.
-    columns = sorted(column if column.isidentifier() else "(not a name)" for column in row)
-    raise ValueError(f"The {name} dataset has the columns {columns}; expected {FORMATS}. Rename its columns.")
+    raise ValueError(
+        f"The {name} dataset has the columns {column_names(row)}; expected {FORMATS}. Rename its columns."
+    )
+
+
+def column_names(row: Mapping[str, Any]) -> list[str]:
+    """Columns, for messages. Of a CSV file without a header the "names" are the first record: these are not shown."""
+    return sorted(str(column) if str(column).isidentifier() else "(not a name)" for column in row)
 
 
 def check_answers(rows: Iterable[dict[str, Any]], name: str) -> None:

@@ -95,11 +95,14 @@ class Metadata(TypedDict, total=False):
     compat: str | None
     log_texts: bool
     dtype: str
-    quantization: str | None  # "nf4", …
+    quantization: str | None  # "nf4", "nf4, nested", …
+    attention: str | None  # implementation, where one was asked for
     date: str  # ISO 8601, UTC
     versions: dict[str, str]
     seeds: dict[str, int]
-    hashes: dict[str, str]  # SHA-256 of "weights" (and "adapter"), "data", "forget_set", "template", "retain_log"
+    hashes: dict[
+        str, str
+    ]  # SHA-256 of "weights" (and "adapter"), "data", "forget_set", "holdout_set", "template", "retain_log"
 
 
 EvalLog = dict[str, Metric | ForgetQualityMetric | MiaMetric | Metadata]

@@ -188,5 +188,6 @@ def _privleak(log: EvalLog, retain_log: EvalLog | None) -> Metric:
         return _null(log["mia_min_k"]["reason"])
     retain_auc = (retain_log or {}).get("mia_min_k", {}).get("agg_value")
     if retain_auc is None:
-        return Metric(agg_value=privleak(log["mia_min_k"]["auc"]), reason="against AUC 0.5, without a retain log")
+        missing = "without a retain log" if retain_log is None else "the retain log has no mia_min_k"
+        return Metric(agg_value=privleak(log["mia_min_k"]["auc"]), reason=f"against AUC 0.5: {missing}")
     return Metric(agg_value=privleak(log["mia_min_k"]["auc"], retain_auc))

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from unlearn_eval import EvalConfig
 from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu_questions
 
-from ..data import tokenize_rows
+from ..data import TEMPLATE, tokenize_rows
 from ..teacher.prepare import is_adapter
 from .arguments import parse
 from .config import TRAINED_COMMANDS, CompareConfig
@@ -36,7 +36,6 @@ _RESERVED = (
     "attn_implementation",
     "model_revision",
 )
-_TEMPLATE = ("system_prompt", "date_string", "question_template")
 
 
 def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
@@ -72,7 +71,7 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
             raise ValueError(f"`{field}`: {name} can't be loaded. {error}") from None
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
     _check_data(config, tokenizer)
-    template = {name: config.evaluation.get(name) for name in ("system_prompt", "date_string")}
+    template = {name: config.evaluation.get(name) for name in TEMPLATE}
     for sets, several in max_lengths.items():
         shortest = min((one for one in several if one is not None), default=None)
         for name, dataset in training_sets(*sets).items():
@@ -98,6 +97,7 @@ def _check_settings(job: Job, config: CompareConfig) -> int | None:
             output_dir=str(job.folder),
             forget_split=settings["forget_split"],
             **settings["evaluation"],
+            **job.options["evaluation"],
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"`evaluation`: {error}") from None
@@ -136,7 +136,7 @@ def _check_numbers(where: str, arguments: dict[str, Any], taken: tuple[str, ...]
 
 def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str, Any]) -> None:
     """Raise where questions are put in one way in training and in another in evaluation."""
-    for key in _TEMPLATE:
+    for key in TEMPLATE:
         if arguments.get(key) != evaluation.get(key):
             raise ValueError(
                 f"{where}: `{key}` is {evaluation.get(key)!r} in `evaluation` and {arguments.get(key)!r} here: give the same."
@@ -144,7 +144,7 @@ def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str,
 
 
 def _check_data(config: CompareConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    template = Template(*(config.evaluation.get(name) for name in _TEMPLATE), False)
+    template = Template(*(config.evaluation.get(name) for name in TEMPLATE), False)
     for split in config.splits:
         for name, rows in load_tofu(config.dataset_name, split).items():
             if name != "holdout":

@@ -15,6 +15,16 @@ from .config import AUGMENTED_COMMANDS, CompareConfig
 
 JOB_FILE, HISTORY_FILE, DONE_FILE = "job.json", "history.json", "done.json"
 
+# Settings of the evaluation that decide no number: what does not fit into memory may go on in smaller batches.
+_HOW_COMPUTED = {
+    "batch_size",
+    "batch_tokens",
+    "data_parallel_size",
+    "gpu_memory_utilization",
+    "overwrite",
+    "tensor_parallel_size",
+}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -35,7 +45,7 @@ class Job:
         row (`dict`, *optional*):
             The columns by which its result is known in the table; models have none.
         options (`dict`, *optional*):
-            What may differ from an earlier start: it decides nothing but what is kept.
+            What may differ from an earlier start: what is kept, and how it is computed.
         temporary (`bool`, *optional*, defaults to `False`):
             Whether its result goes when no other job needs it any more: an augmented model.
     """
@@ -179,10 +189,17 @@ class _Plan:
         self._add(name, "unlearn", self.output_dir / "runs" / name, settings, needs, row, self._options())
 
     def _evaluation(self) -> dict[str, Any]:
-        return {"dataset_name": self.config.dataset_name} | self.config.evaluation
+        given = self.config.evaluation
+        return {"dataset_name": self.config.dataset_name} | {k: given[k] for k in given.keys() - _HOW_COMPUTED}
 
     def _options(self) -> dict[str, Any]:
-        return {"keep_models": self.config.keep_models, "case_study": self.config.case_study}
+        given = self.config.evaluation
+        how_computed = {key: given[key] for key in given.keys() & _HOW_COMPUTED}
+        return {
+            "keep_models": self.config.keep_models,
+            "case_study": self.config.case_study,
+            "evaluation": how_computed,
+        }
 
     def _log(self, split: str) -> str:
         return str(self.output_dir / "references" / f"retain-{split}" / "TOFU_EVAL.json")

@@ -42,6 +42,8 @@ def main(folder: Path) -> None:
     """
     start = time.monotonic()
     task = read_json(folder / "task.json")
+    if task["options"] is not None:
+        task["settings"]["evaluation"] |= task["options"]["evaluation"]
     {"finetune": finetune, "evaluate": evaluate_reference, "unlearn": unlearn}[task["kind"]](folder, **task)
     seconds = None if task["goes_on"] else round(time.monotonic() - start)  # known of a job done in one go
     write_json(folder / DONE_FILE, {"seconds": seconds})
@@ -98,6 +100,7 @@ def _train(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, A
         system_prompt=evaluation.get("system_prompt"),
         date_string=evaluation.get("date_string"),
         question_template=evaluation.get("question_template"),
+        batch_tokens=evaluation.get("batch_tokens"),
         dtype=evaluation.get("dtype", "auto"),
     )
     trainer.add_callback(callback)

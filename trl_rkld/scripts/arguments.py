@@ -4,6 +4,11 @@ from dataclasses import dataclass, field
 from trl import ScriptArguments
 
 
+QUESTION_TEMPLATE_HELP = (
+    "Plain format with a `{question}` field, instead of the chat template: '[INST] {question} [/INST]', say."
+)
+
+
 @dataclass
 class UnlearningScriptArguments(ScriptArguments):
     """
@@ -121,12 +126,15 @@ class RefusalScriptArguments(UnlearningScriptArguments):
             System message put before questions.
         date_string (`str`, *optional*):
             Date shown to templates that print one.
+        question_template (`str`, *optional*):
+            Plain format with a `{question}` field, instead of the chat template.
     """
 
     refusals_path: str | None = field(default=None, metadata={"help": "Text file of refusals, one a line."})
     # In unlearning these belong to the trainer's configuration, which TRL's own does not know.
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
     date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
+    question_template: str | None = field(default=None, metadata={"help": QUESTION_TEMPLATE_HELP})
 
     def __post_init__(self):
         super().__post_init__()

@@ -25,7 +25,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from peft import PeftConfig
     from trl import DPOTrainer
 
-    from trl_rkld.data import tokenize_rows
+    from trl_rkld.data import TEMPLATE, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
     from trl_rkld.teacher.prepare import check_initialisation, is_adapter
@@ -45,7 +45,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
     )
-    template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
+    template = {name: getattr(script_args, name) for name in TEMPLATE}
     for records in (answered, refusing):
         tokenize_rows(records, "forget", training_args.max_length, tokenizer=tokenizer, **template)
     pairs = [preference(*pair, tokenizer, **template) for pair in zip(answered, refusing, strict=True)]
@@ -74,12 +74,12 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     return trainer
 
 
-def preference(answered, refusing, tokenizer, system_prompt=None, date_string=None):
+def preference(answered, refusing, tokenizer, system_prompt=None, date_string=None, question_template=None):
     """A pair as `DPOTrainer` takes it, which it tokenises to the ids of `unlearn_eval.prompts.tokenize_question`."""
     from unlearn_eval.prompts import PLAIN_QUESTION_TEMPLATE
 
-    if tokenizer.chat_template is None:
-        prompt = PLAIN_QUESTION_TEMPLATE.format(question=answered["question"])
+    if question_template is not None or tokenizer.chat_template is None:
+        prompt = (question_template or PLAIN_QUESTION_TEMPLATE).format(question=answered["question"])
         return {"prompt": prompt, "chosen": refusing["answer"], "rejected": answered["answer"]}
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     row = {

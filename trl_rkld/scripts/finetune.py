@@ -25,7 +25,7 @@ def make_trainer(sets, script_args, training_args, model_args):
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from trl_rkld.data import tokenize_rows
+    from trl_rkld.data import TEMPLATE, tokenize_rows
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
@@ -38,7 +38,7 @@ def make_trainer(sets, script_args, training_args, model_args):
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
     )
-    template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
+    template = {name: getattr(script_args, name) for name in TEMPLATE}
     parts = []
     for name, dataset in sets.items():
         if dataset is None:
@@ -74,13 +74,18 @@ def make_parser(prog: str | None = None):
 
     from trl import ModelConfig, SFTConfig, TrlParser
 
-    from trl_rkld.scripts.arguments import UnlearningScriptArguments, refuse_what_unlearning_has
+    from trl_rkld.scripts.arguments import (
+        QUESTION_TEMPLATE_HELP,
+        UnlearningScriptArguments,
+        refuse_what_unlearning_has,
+    )
 
     @dataclass
     class FinetuneScriptArguments(UnlearningScriptArguments):
         # In unlearning these belong to the trainer's configuration, which `SFTConfig` does not know.
         system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
         date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
+        question_template: str | None = field(default=None, metadata={"help": QUESTION_TEMPLATE_HELP})
 
         def __post_init__(self):
             super().__post_init__()

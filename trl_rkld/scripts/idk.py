@@ -25,7 +25,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer
 
-    from trl_rkld.data import RetainSampler, tokenize_rows
+    from trl_rkld.data import TEMPLATE, RetainSampler, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
     from trl_rkld.trainer.saves_record import SavesRecord
@@ -42,7 +42,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
     )
-    template = {"system_prompt": script_args.system_prompt, "date_string": script_args.date_string}
+    template = {name: getattr(script_args, name) for name in TEMPLATE}
     parts = []
     for name, records in sets.items():
         rows = tokenize_rows(records, name, training_args.max_length, tokenizer=tokenizer, **template)
