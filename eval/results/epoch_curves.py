@@ -18,8 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-LABELS = {"rkld": "reverse KL (RKLD)", "forward_kl": "forward KL"}
-MARKERS = "os^v"
+LABELS = {"rkld": "reverse KL (RKLD)", "forward_kl": "forward KL", "npo": "NPO"}
+MARKERS = "os^vDPX*"
 PANELS = {
     "ks_d": "D from the retain-only model",
     "forget_prob": "probability of forgotten answers",
@@ -30,20 +30,26 @@ PANELS = {
 def main(path: Path) -> None:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
+    (split,) = {row["split"] for row in rows}
     runs = dict.fromkeys((row["method"], row["setting"]) for row in rows if row["epoch"])
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(10, 3), sharex=True, layout="constrained")
+    styles = [(marker, f"C{color}") for color, marker in enumerate(MARKERS)]
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(10, 3.6), sharex=True, layout="constrained")
     for panel, (name, title) in zip(panels, PANELS.items(), strict=True):
-        for marker, (method, setting) in zip(MARKERS, runs, strict=False):
-            run = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
+        for (method, setting), (marker, color) in zip(runs, styles, strict=False):
+            ours = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
             label = LABELS.get(method, method) + ("" if setting == "none" else f", {setting}")
-            epochs, values = ([float(row[column]) for row in run] for column in ("epoch", name))
-            panel.plot(epochs, values, marker=marker, label=label)
+            for seed in dict.fromkeys(row["seed"] for row in ours):
+                run = [row for row in ours if row["seed"] == seed]
+                epochs, values = ([float(row[column]) for row in run] for column in ("epoch", name))
+                panel.plot(epochs, values, marker=marker, color=color, label=label)
+                label = None
         (target,) = (row for row in rows if row["method"] == "target")
         before = target["retain_Q_A_Prob" if name == "retain_prob" else name]
         panel.axhline(float(before), color="grey", linestyle=":", label="target, before")
-        panel.set(title=title, xlabel="epoch", ylim=(0, 0.5 if name == "ks_d" else 1))
+        panel.set(title=title, xlabel="epoch", ylim=(0, None if name == "ks_d" else 1))
         panel.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].legend(loc="lower left")
+    figure.suptitle(f"{split}, n = {target['n']}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
