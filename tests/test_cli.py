@@ -15,7 +15,7 @@ import yaml
 from conftest import FORGET, REFERENCE_LOGS, REPOSITORY, RETAIN
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
-from trl import ModelConfig
+from trl import ModelConfig, SFTConfig
 
 from trl_rkld.cli import main
 from trl_rkld.data import tokenize_row
@@ -249,8 +249,8 @@ def test_an_adapter_goes_on_with_its_base(llama_path, tokenizer, tmp_path):
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     record = {"base_revision": "v1", "dtype": "bfloat16", "quantization": quantization.to_dict()}
     write_record(tmp_path, record)
-    kwargs = {"revision": "main", "dtype": "float32"}
-    model = trainer_model_arguments(ModelConfig(model_name_or_path=str(tmp_path)), kwargs)["model"]
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False)
+    model = trainer_model_arguments(ModelConfig(model_name_or_path=str(tmp_path)), args)["model"]
     saved = base_record(model, None)
     assert (saved["base_revision"], saved["dtype"]) == ("v1", "bfloat16")
     assert saved["quantization"]["bnb_4bit_use_double_quant"]

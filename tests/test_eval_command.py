@@ -7,6 +7,7 @@ import pytest
 from tofu_like import knowing_model, save, write_lines, write_tofu
 
 from trl_rkld.cli import main
+from trl_rkld.recipes_index import resolve_config
 from trl_rkld.scripts import eval as command
 from unlearn_eval.backends import ScoreRequest
 from unlearn_eval.canary import CANARY_SIZE, check_adapter, check_agreement, choose
@@ -19,18 +20,17 @@ from unlearn_eval.canary import CANARY_SIZE, check_adapter, check_agreement, cho
 def test_every_configuration_parses(name, tmp_path):
     """With the command's own parser: a stale or misspelt key raises."""
     assert name in command.configs()
-    arguments = command.resolve_config(
-        [
-            "--config",
-            name,
-            "--model_name_or_path",
-            str(tmp_path),
-            "--output_dir",
-            str(tmp_path),
-            "--backend",
-            "transformers",
-        ]
-    )
+    folder = str(tmp_path)
+    arguments = [
+        f"--config={name}",
+        "--model_name_or_path",
+        folder,
+        "--output_dir",
+        folder,
+        "--backend",
+        "transformers",
+    ]
+    arguments = resolve_config(arguments, command.configs(), "there")
     (config,) = command.make_parser().parse_args_and_config(arguments, fail_with_unknown_args=True)
     assert config.model_name_or_path == [str(tmp_path)]
     assert f"trl-rkld eval --config {name}" in command.configs()[name].read_text()

@@ -24,15 +24,40 @@ def recipe_path(name: str) -> Path:
 
 def resolve_recipe(arguments: list[str]) -> list[str]:
     """Let `--config` name a recipe as well as a file."""
-    if "--config" in arguments[:-1]:
-        value = arguments.index("--config") + 1
-        if not Path(arguments[value]).is_file():
-            if arguments[value] not in list_recipes():
-                raise ValueError(
-                    f"`--config {arguments[value]}` is neither a file nor a recipe. `trl-rkld recipes` lists them."
-                )
-            arguments = [*arguments[:value], str(recipe_path(arguments[value])), *arguments[value + 1 :]]
-    return arguments
+    recipes = {name: recipe_path(name) for name in list_recipes()}
+    return resolve_config(arguments, recipes, "a recipe. `trl-rkld recipes` lists them")
+
+
+def resolve_config(arguments: list[str], shipped: dict[str, Path], what: str) -> list[str]:
+    """
+    Let `--config` name something that comes with the package as well as a file.
+
+    Args:
+        arguments (`list[str]`):
+            Command-line arguments.
+        shipped (`dict[str, Path]`):
+            What comes with the package, by name.
+        what (`str`):
+            What these are, for the message.
+
+    Returns:
+        `list[str]`:
+            The arguments, with a file behind `--config`.
+    """
+    arguments = [part for argument in arguments for part in _parts(argument)]
+    if "--config" not in arguments[:-1]:
+        return arguments
+    value = arguments.index("--config") + 1
+    name = arguments[value]
+    if Path(name).is_file():
+        return arguments
+    if name not in shipped:
+        raise ValueError(f"`--config {name}` is neither a file nor {what}.")
+    return [*arguments[:value], str(shipped[name]), *arguments[value + 1 :]]
+
+
+def _parts(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
 def run_recipes(arguments: list[str]) -> int:

@@ -27,7 +27,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
 
     from trl_rkld.data import TEMPLATE, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
-    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+    from trl_rkld.scripts.loading import load_tokenizer, trainer_model_arguments
     from trl_rkld.teacher.prepare import check_initialisation, is_adapter
     from trl_rkld.teacher.roles import without_peft
     from trl_rkld.trainer.saves_record import SavesRecord
@@ -38,6 +38,12 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
 
     if retain_set is not None:
         raise ValueError("DPO takes no retain set: TRL's trainer has no term for it. Remove `retain_dataset_name`.")
+    if not model_args.use_peft:  # a new adapter is switched off instead
+        if training_args.world_size > 1:  # TRL's processes would look for them in each other's private caches
+            raise ValueError(
+                "DPO runs on several processes with a new adapter only. Set `use_peft`, or use one process."
+            )
+        training_args.precompute_ref_log_probs = True
     answered = question_answers(forget_set, "forget")
     refusing = refused(answered, script_args.refusals(), training_args.seed)
 
@@ -50,19 +56,11 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
         tokenize_rows(records, "forget", training_args.max_length, tokenizer=tokenizer, **template)
     pairs = [preference(*pair, tokenizer, **template) for pair in zip(answered, refusing, strict=True)]
 
-    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
     adapter = is_adapter(model_args.model_name_or_path)
     if adapter:
         # TRL makes the reference from the adapter's config
         check_initialisation(PeftConfig.from_pretrained(model_args.model_name_or_path))
-    model_arguments = trainer_model_arguments(model_args, init_kwargs)
-    training_args.model_init_kwargs = None if adapter else init_kwargs
-    if not model_args.use_peft:  # a new adapter is switched off instead
-        if training_args.world_size > 1:  # TRL's processes would look for them in each other's private caches
-            raise ValueError(
-                "DPO runs on several processes with a new adapter only. Set `use_peft`, or use one process."
-            )
-        training_args.precompute_ref_log_probs = True
+    model_arguments = trainer_model_arguments(model_args, training_args)
     if adapter:
         keep_quantized_weights(without_peft(model_arguments["model"]))
     trainer = RecordingDPOTrainer(

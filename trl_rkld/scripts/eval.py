@@ -24,6 +24,8 @@ from unlearn_eval.config import EvalConfig
 from unlearn_eval.evaluation import run as run_evaluation
 from unlearn_eval.results import EvalLog, markdown_table, summarise
 
+from ..recipes_index import resolve_config
+
 
 def run(arguments: list[str]) -> int:
     """
@@ -37,7 +39,8 @@ def run(arguments: list[str]) -> int:
         `int`:
             Exit code.
     """
-    (config,) = make_parser().parse_args_and_config(resolve_config(arguments))
+    arguments = resolve_config(arguments, configs(), f"one of {', '.join(configs())}, which come with the package")
+    (config,) = make_parser().parse_args_and_config(arguments)
     logs = run_evaluation(config)
     print(f"\n{format_table(logs)}")
     print(f"💾 Results saved to {config.output_dir}.")
@@ -52,20 +55,6 @@ def make_parser() -> TrlParser:
 def configs() -> dict[str, Path]:
     """The configurations that come with the package, by name."""
     return {path.stem: path for path in sorted(Path(str(resources.files("unlearn_eval.configs"))).glob("*.yaml"))}
-
-
-def resolve_config(arguments: list[str]) -> list[str]:
-    """Let `--config` name a shipped configuration as well as a file."""
-    if "--config" not in arguments[:-1]:
-        return arguments
-    value = arguments.index("--config") + 1
-    if Path(arguments[value]).is_file():
-        return arguments
-    if arguments[value] not in configs():
-        raise ValueError(
-            f"`--config {arguments[value]}` is neither a file nor one of {', '.join(configs())}, which come with the package."
-        )
-    return [*arguments[:value], str(configs()[arguments[value]]), *arguments[value + 1 :]]
 
 
 def format_table(logs: list[EvalLog]) -> str:

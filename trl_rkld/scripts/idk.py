@@ -27,7 +27,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
 
     from trl_rkld.data import TEMPLATE, RetainSampler, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
-    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+    from trl_rkld.scripts.loading import load_tokenizer, trainer_model_arguments
     from trl_rkld.trainer.saves_record import SavesRecord
 
     class IDKTrainer(SavesRecord, SFTTrainer):
@@ -48,11 +48,8 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
         rows = tokenize_rows(records, name, training_args.max_length, tokenizer=tokenizer, **template)
         parts.append(Dataset.from_list(rows))
 
-    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
-    model_arguments = trainer_model_arguments(model_args, init_kwargs)
-    training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
     return IDKTrainer(
-        **model_arguments,
+        **trainer_model_arguments(model_args, training_args),
         args=training_args,
         train_dataset=concatenate_datasets(parts),
         processing_class=tokenizer,

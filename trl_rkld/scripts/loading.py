@@ -9,7 +9,7 @@ from accelerate.logging import get_logger
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, Trainer
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import DPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from ..run_record import read_record
@@ -86,27 +86,30 @@ def check_model_arguments(model_args: ModelConfig) -> None:
         raise ValueError("4-bit weights can't be trained whole. Set `use_peft`, or remove `load_in_4bit`.")
 
 
-def trainer_model_arguments(model_args: ModelConfig, init_kwargs: dict[str, Any]) -> dict[str, Any]:
+def trainer_model_arguments(model_args: ModelConfig, training_args: SFTConfig | DPOConfig) -> dict[str, Any]:
     """
     `model`, `quantization_config` and `peft_config` of a trainer. An adapter is loaded on its base and trained on.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
-            Command-line arguments.
-        init_kwargs (`dict`):
-            Arguments of `from_pretrained`.
+            Command-line arguments on the model.
+        training_args ([`~trl.SFTConfig`] or [`~trl.DPOConfig`]):
+            Those on the training; its `model_init_kwargs` is set to what the trainer loads the model with.
 
     Returns:
         `dict`:
             Keyword arguments.
     """
     check_model_arguments(model_args)
+    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
+    training_args.model_init_kwargs = None  # an adapter is loaded here
     quantization = get_quantization_config(model_args)
     if quantization is not None and model_args.dtype == "float32" and torch.cuda.is_available():
         logger.warning(
             "4-bit weights with `dtype=float32` compute in float32, which is slow on a GPU. Set `dtype: bfloat16`."
         )
     if not is_adapter(model_args.model_name_or_path):
+        training_args.model_init_kwargs = init_kwargs
         return {
             "model": model_args.model_name_or_path,
             "quantization_config": quantization,

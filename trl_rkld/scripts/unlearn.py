@@ -63,14 +63,12 @@ def main(trainer_class, script_args, training_args, model_args):
 
 def make_trainer(trainer_class, script_args, training_args, model_args, **data):
     """The trainer, ready to train; `data` are its data sets."""
-    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs, trainer_model_arguments
+    from trl_rkld.scripts.loading import load_tokenizer, trainer_model_arguments
 
-    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
     )
-    model_arguments = trainer_model_arguments(model_args, init_kwargs)
-    training_args.model_init_kwargs = init_kwargs if isinstance(model_arguments["model"], str) else None
+    model_arguments = trainer_model_arguments(model_args, training_args)
     if trainer_class.uses_augmented_model:
         model_arguments["augmented_model"] = script_args.augmented_model_name_or_path
     return trainer_class(**model_arguments, args=training_args, processing_class=tokenizer, **data)
