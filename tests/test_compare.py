@@ -873,12 +873,12 @@ def test_missing_retain_set(data, tmp_path):
     [
         (
             {"finetune": {"learning_rate": 3e-3}},
-            "models/retain` holds the result of other settings: arguments differ",
+            "models/retain` holds the result of other settings: arguments.learning_rate differ",
         ),
-        ({"common": {"learning_rate": 3e-3}}, "runs/forget01-rkld-rt-seed1.*: arguments differ"),
-        ({"evaluation": {"max_new_tokens": 7}}, "references/retain-forget01.*: evaluation.* differ"),
+        ({"common": {"learning_rate": 3e-3}}, "runs/forget01-rkld-rt-seed1.*: arguments.learning_rate differ"),
+        ({"evaluation": {"max_new_tokens": 7}}, "references/retain-forget01.*: evaluation.max_new_tokens differ"),
         ({"epoch_retain_samples": 3}, "runs/forget01-rkld-rt-seed1.*: epoch_retain_samples differ"),
-        ({"max_retain_samples": 4}, "max_retain_samples.* differ"),
+        ({"max_retain_samples": 4}, "models/retain.*: sets.max_retain_samples differ"),
     ],
 )
 def test_folder_of_other_settings(changed, message, finished, tmp_path):

@@ -126,13 +126,24 @@ def check_folders(jobs: list[Job]) -> None:
             continue
         theirs = read_json(path)
         if theirs != job.settings:
-            keys = sorted(theirs.keys() | job.settings.keys())
-            different = ", ".join(key for key in keys if theirs.get(key) != job.settings.get(key))
+            different = ", ".join(_differences(theirs, job.settings))
             files = " (`contents`: models and data files of the same names)" if "contents" in different else ""
             raise ValueError(
                 f"`{job.folder}` holds the result of other settings: {different} differ{files}. Choose another `output_dir` "
                 "(or `models_dir`), give the run another `setting`, or remove that folder."
             )
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Names of settings that differ: `"seed"`, `"arguments.learning_rate"`."""
+    names = []
+    for key in sorted(theirs.keys() | ours.keys()):
+        one, other = theirs.get(key), ours.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names += [f"{key}.{name}" for name in _differences(one, other)]
+        elif one != other:
+            names.append(key)
+    return names
 
 
 class _Plan:
