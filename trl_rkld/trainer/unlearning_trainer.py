@@ -141,7 +141,7 @@ class UnlearningTrainer(SFTTrainer):
                 "is_trainable=True)`. The command `trl-rkld` does it for you."
             )
 
-        self._num_samples = 0
+        self._num_samples, self._is_constructed = 0, False
         super().__init__(
             model=model,
             args=args,
@@ -186,6 +186,7 @@ class UnlearningTrainer(SFTTrainer):
         self._forward_redirection = _ForwardRedirection()
         if args.stop_at_forget_prob is not None:
             self.add_callback(_StopWhenForgotten(self))
+        self._is_constructed = True
 
     # ---- Method ----
 
@@ -321,6 +322,8 @@ class UnlearningTrainer(SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         first_row = next(iter(dataset))
+        if self._is_constructed and "sample_id" in first_row:  # `evaluate` prepares what it is given, ours again, too
+            return dataset
         check_columns(first_row, args.dataset_text_field, dataset_name)
         if isinstance(dataset, Dataset):
             dataset = in_memory(dataset)
