@@ -52,6 +52,12 @@ def private_home(tmp_path_factory):
         yield
 
 
+# They compute in bfloat16, as vLLM does, and emulated it takes hours.
+needs_bfloat16 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "AVX2", reason="without AVX-512 bfloat16 is emulated"
+)
+
+
 def rows(pairs):
     return Dataset.from_list([{"question": question, "answer": answer} for question, answer in pairs])
 

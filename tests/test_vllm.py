@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TOFU
+from conftest import REPOSITORY, TOFU, needs_bfloat16
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,7 +18,7 @@ from unlearn_eval.prompts import tokenize_question
 
 
 pytest.importorskip("vllm")
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, needs_bfloat16]
 
 LEARNT, UNLEARNT = 16, 8
 # Of each question: the right answer, its paraphrase and wrong ones.
