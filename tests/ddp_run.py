@@ -15,9 +15,8 @@ from trl_rkld.methods import method_class
 folder, processes = Path(sys.argv[1]), int(sys.argv[2])
 method = sys.argv[3] if len(sys.argv) > 3 else "rkld"
 tokenizer = conftest.build_tokenizer()
-trainer = method_class(
-    method, "Trainer"
-)(
+trainer_class = method_class(method, "Trainer")
+trainer = trainer_class(
     tiny_llama(len(tokenizer), tie_word_embeddings=True),
     args=config(
         folder / f"run{processes}",

@@ -9,6 +9,7 @@ writes a PNG of the same name beside the CSV.
 
 import csv
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -35,7 +36,7 @@ def main(path: Path) -> None:
     styles = [(marker, f"C{color}") for color, marker in enumerate(MARKERS)]
     figure, panels = plt.subplots(1, len(PANELS), figsize=(10, 3.6), sharex=True, layout="constrained")
     for panel, (name, title) in zip(panels, PANELS.items(), strict=True):
-        for (method, setting), (marker, color) in zip(runs, styles, strict=False):
+        for (method, setting), (marker, color) in zip(runs, cycle(styles), strict=False):
             ours = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
             label = LABELS.get(method, method) + ("" if setting == "none" else f", {setting}")
             for seed in dict.fromkeys(row["seed"] for row in ours):
