@@ -224,6 +224,21 @@ def test_dry_run_counts_the_memory(data, tokenizer):
         assert float(shown) == pytest.approx(heads * 0.4096, abs=0.0051)
 
 
+def test_dry_run_of_an_adapter_counts_its_base_as_that_was_held(data, tokenizer):
+    sizes = {"vocab_size": 1000, "hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 1}
+    LlamaConfig(**sizes, num_attention_heads=8).save_pretrained(data / "big")  # 29.4 million in its layers, 2 outside
+    tokenizer.save_pretrained(data / "adapter")
+    lora = LoraConfig(target_modules=["q_proj"], base_model_name_or_path=str(data / "big"), task_type="CAUSAL_LM")
+    lora.save_pretrained(data / "adapter")
+    config = write_config(data, settings(data / "adapter", data))
+    for quantization, expected in ((None, 0.126), ({"load_in_4bit": True}, 0.025)):
+        write_record(data / "adapter", {"quantization": quantization})
+        finished = trl_rkld("rkld", "--config", config, "--dry_run", "true", folder=data)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        (shown,) = re.findall(r"weights +(\S+) GB", finished.stdout)
+        assert float(shown) == pytest.approx(expected, abs=0.0051)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"load_in_8bit": True}, "`load_in_8bit` is not supported"), ({"load_in_4bit": True}, "Set `use_peft`")],

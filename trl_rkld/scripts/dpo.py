@@ -27,7 +27,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
 
     from trl_rkld.data import TEMPLATE, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
-    from trl_rkld.scripts.loading import load_tokenizer, trainer_model_arguments
+    from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
     from trl_rkld.teacher.prepare import check_initialisation, is_adapter
     from trl_rkld.teacher.roles import without_peft
     from trl_rkld.trainer.saves_record import SavesRecord
@@ -48,9 +48,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     refusing = refused(answered, script_args.refusals(), training_args.seed)
 
     # The trainer tokenises by itself, alike, but would cut silently what is too long
-    tokenizer = load_tokenizer(
-        model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
-    )
+    tokenizer = trainer_tokenizer(model_args, training_args)
     template = {name: getattr(script_args, name) for name in TEMPLATE}
     for records in (answered, refusing):
         tokenize_rows(records, "forget", training_args.max_length, tokenizer=tokenizer, **template)

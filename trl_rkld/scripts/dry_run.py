@@ -10,7 +10,7 @@ from trl import ModelConfig, get_peft_config
 
 from ..losses.chunked import _CHUNK_NUMBERS
 from ..teacher.prepare import is_adapter
-from .loading import check_model_arguments
+from .loading import check_model_arguments, read_adapter
 
 
 def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tokenizer, data: dict) -> None:
@@ -39,17 +39,15 @@ def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tok
         def _adapter_hash(self):
             return None
 
-    name, peft_config = model_args.model_name_or_path, get_peft_config(model_args)
     check_model_arguments(model_args)
+    name, revision, in_4bit = model_args.model_name_or_path, init_kwargs["revision"], model_args.load_in_4bit
+    peft_config = get_peft_config(model_args)
     if is_adapter(name):
-        from peft import PeftConfig
-
-        peft_config = PeftConfig.from_pretrained(name)
+        _, peft_config, record = read_adapter(model_args)
         peft_config.inference_mode = False
-        name, init_kwargs = peft_config.base_model_name_or_path, init_kwargs | {"revision": peft_config.revision}
-    config = AutoConfig.from_pretrained(
-        name, revision=init_kwargs["revision"], trust_remote_code=init_kwargs["trust_remote_code"]
-    )
+        name, revision = peft_config.base_model_name_or_path, peft_config.revision
+        in_4bit |= record.get("quantization") is not None
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=init_kwargs["trust_remote_code"])
     dtype = torch.bfloat16 if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -57,7 +55,7 @@ def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tok
     trainer = WithoutWeights(model, args=args, processing_class=tokenizer, peft_config=peft_config, **data)
     _print_sample(trainer.train_dataset[0], tokenizer)
     _print_updates(trainer)
-    _print_memory(trainer, model_args)
+    _print_memory(trainer, in_4bit)
 
 
 def _print_sample(sample: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -83,7 +81,7 @@ def _print_updates(trainer) -> None:
     print(f"Updates:   {updates:.0f}, of {batch} samples each, at a learning rate of up to {args.learning_rate:g}")
 
 
-def _print_memory(trainer, model_args: ModelConfig) -> None:
+def _print_memory(trainer, in_4bit: bool) -> None:
     model, args = trainer.model, trainer.args
     linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
     head = id(trainer.accelerator.unwrap_model(model).get_output_embeddings().weight)
@@ -91,7 +89,7 @@ def _print_memory(trainer, model_args: ModelConfig) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             trained += parameter.numel()
-        quantized = model_args.load_in_4bit and id(parameter) in linear - {head} and not parameter.requires_grad
+        quantized = in_4bit and id(parameter) in linear - {head} and not parameter.requires_grad
         # NF4: half a byte each, and a float32 scale for 64 of them
         weights += parameter.numel() * (0.5 + 4 / 64 if quantized else parameter.element_size())
     config = model.config.get_text_config()

@@ -26,7 +26,7 @@ def make_trainer(sets, script_args, training_args, model_args):
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
     from trl_rkld.data import TEMPLATE, tokenize_rows
-    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
+    from trl_rkld.scripts.loading import model_init_kwargs, trainer_tokenizer
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
     from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
@@ -35,9 +35,7 @@ def make_trainer(sets, script_args, training_args, model_args):
         pass
 
     warn_slow_bfloat16(training_args)
-    tokenizer = load_tokenizer(
-        model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
-    )
+    tokenizer = trainer_tokenizer(model_args, training_args)
     template = {name: getattr(script_args, name) for name in TEMPLATE}
     parts = []
     for name, dataset in sets.items():

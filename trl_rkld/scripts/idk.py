@@ -27,7 +27,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
 
     from trl_rkld.data import TEMPLATE, RetainSampler, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
-    from trl_rkld.scripts.loading import load_tokenizer, trainer_model_arguments
+    from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
     from trl_rkld.trainer.saves_record import SavesRecord
 
     class IDKTrainer(SavesRecord, SFTTrainer):
@@ -39,9 +39,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
         draw = RetainSampler(training_args.seed, len(forget_set), len(retained))
         sets["retain"] = [retained[draw(0, index)] for index in range(len(forget_set))]
 
-    tokenizer = load_tokenizer(
-        model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
-    )
+    tokenizer = trainer_tokenizer(model_args, training_args)
     template = {name: getattr(script_args, name) for name in TEMPLATE}
     parts = []
     for name, records in sets.items():

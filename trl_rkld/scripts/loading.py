@@ -51,6 +51,11 @@ def local_folder(name: str, revision: str | None = None) -> str:
     return name if Path(name).is_dir() else snapshot_download(name, revision=revision)
 
 
+def trainer_tokenizer(model_args: ModelConfig, training_args: SFTConfig | DPOConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that a script trains."""
+    return load_tokenizer(model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code)
+
+
 def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, or of an adapter or its base."""
     try:
@@ -86,6 +91,25 @@ def check_model_arguments(model_args: ModelConfig) -> None:
         raise ValueError("4-bit weights can't be trained whole. Set `use_peft`, or remove `load_in_4bit`.")
 
 
+def read_adapter(model_args: ModelConfig) -> tuple[str, PeftConfig, dict[str, Any]]:
+    """
+    What an adapter stands on.
+
+    Args:
+        model_args ([`~trl.ModelConfig`]):
+            Command-line arguments, whose `model_name_or_path` is an adapter.
+
+    Returns:
+        `tuple[str, PeftConfig, dict]`:
+            Its folder, its configuration with the revision of the base that it was made for, and the record of the run
+            that made it, empty if that was not one of ours.
+    """
+    folder = local_folder(model_args.model_name_or_path, model_args.model_revision)
+    peft_config, record = PeftConfig.from_pretrained(folder), read_record(folder) or {}
+    peft_config.revision = record.get("base_revision") or peft_config.revision or "main"
+    return folder, peft_config, record
+
+
 def trainer_model_arguments(model_args: ModelConfig, training_args: SFTConfig | DPOConfig) -> dict[str, Any]:
     """
     `model`, `quantization_config` and `peft_config` of a trainer. An adapter is loaded on its base and trained on.
@@ -115,10 +139,8 @@ def trainer_model_arguments(model_args: ModelConfig, training_args: SFTConfig | 
             "quantization_config": quantization,
             "peft_config": get_peft_config(model_args),
         }
-    folder = local_folder(model_args.model_name_or_path, model_args.model_revision)
-    peft_config, record = PeftConfig.from_pretrained(folder), read_record(folder) or {}
-    revision = record.get("base_revision") or peft_config.revision or "main"
-    base_kwargs = init_kwargs | {"revision": revision} | device_map_kwargs()
+    folder, peft_config, record = read_adapter(model_args)
+    base_kwargs = init_kwargs | {"revision": peft_config.revision} | device_map_kwargs()
     if quantization is not None:
         base_kwargs["quantization_config"] = quantization
     if record.get("quantization") is not None:  # an adapter goes on with the weights that it was made for
@@ -126,5 +148,5 @@ def trainer_model_arguments(model_args: ModelConfig, training_args: SFTConfig | 
         base_kwargs["dtype"] = record["dtype"]
     model = create_model_from_path(peft_config.base_model_name_or_path, **base_kwargs)
     model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    model.active_peft_config.revision = revision
+    model.active_peft_config.revision = peft_config.revision
     return {"model": model}

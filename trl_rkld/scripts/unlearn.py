@@ -27,7 +27,7 @@ import sys
 def main(trainer_class, script_args, training_args, model_args):
     from trl_rkld.run_record import refuse_unfinished
     from trl_rkld.scripts.dry_run import dry_run
-    from trl_rkld.scripts.loading import load_tokenizer, model_init_kwargs
+    from trl_rkld.scripts.loading import model_init_kwargs, trainer_tokenizer
 
     # Load the data first: what is wrong with it shows before a model is loaded
     data = {
@@ -37,9 +37,7 @@ def main(trainer_class, script_args, training_args, model_args):
     }
     if script_args.dry_run:
         init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
-        tokenizer = load_tokenizer(
-            model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
-        )
+        tokenizer = trainer_tokenizer(model_args, training_args)
         if trainer_class.uses_augmented_model:
             data["augmented_model"] = script_args.augmented_model_name_or_path
         dry_run(trainer_class, training_args, model_args, init_kwargs, tokenizer, data)
@@ -63,11 +61,9 @@ def main(trainer_class, script_args, training_args, model_args):
 
 def make_trainer(trainer_class, script_args, training_args, model_args, **data):
     """The trainer, ready to train; `data` are its data sets."""
-    from trl_rkld.scripts.loading import load_tokenizer, trainer_model_arguments
+    from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
 
-    tokenizer = load_tokenizer(
-        model_args.model_name_or_path, model_args.model_revision, training_args.trust_remote_code
-    )
+    tokenizer = trainer_tokenizer(model_args, training_args)
     model_arguments = trainer_model_arguments(model_args, training_args)
     if trainer_class.uses_augmented_model:
         model_arguments["augmented_model"] = script_args.augmented_model_name_or_path
