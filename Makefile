@@ -13,8 +13,9 @@ MODEL := .cache/smollm2-135m-instruct
 demo: $(VENV)/.installed
 	$(BIN)/trl-rkld demo --output_dir outputs/demo
 
+# A file a core: the tests compute with one thread each
 test: $(VENV)/.installed model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # vLLM's build for the CPU; it pins its torch
 test-vllm: $(VLLM_VENV)/.installed

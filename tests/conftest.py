@@ -52,10 +52,8 @@ def private_home(tmp_path_factory):
         yield
 
 
-# They compute in bfloat16, as vLLM does, and emulated it takes hours.
-needs_bfloat16 = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() == "AVX2", reason="without AVX-512 bfloat16 is emulated"
-)
+# What vLLM computes in. Without AVX-512 bfloat16 is emulated: one scoring takes many minutes.
+SERVED_DTYPE = "float32" if torch.backends.cpu.get_cpu_capability() == "AVX2" else "bfloat16"
 
 
 def rows(pairs):
@@ -162,6 +160,26 @@ def llama_path(tokenizer, tmp_path_factory):
     tiny_llama(len(tokenizer), tie_word_embeddings=True).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+def learn(tokenizer, path, steps):
+    """Save a tiny model that was trained on all records."""
+    from tofu_like import memorise, save  # it imports this module
+
+    model = tiny_llama(len(tokenizer), tie_word_embeddings=True)
+    return save(memorise(model, tokenizer, FORGET + RETAIN, steps, learning_rate=5e-3), path, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def memorised(tokenizer, tmp_path_factory):
+    """A tiny model that knows all records by heart."""
+    return learn(tokenizer, tmp_path_factory.mktemp("memorised"), steps=20)
+
+
+@pytest.fixture(scope="session")
+def half_memorised(tokenizer, tmp_path_factory):
+    """The same, stopped where the records are neither unknown nor certain: no loss of them is saturated."""
+    return learn(tokenizer, tmp_path_factory.mktemp("half_memorised"), steps=8)
 
 
 @pytest.fixture(scope="session")

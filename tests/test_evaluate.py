@@ -22,10 +22,12 @@ from scipy.stats import hmean, ks_2samp
 from tofu_like import (
     PEOPLE,
     all_texts,
+    in_a_batch,
     knowing_model,
     memorise,
     pairs_of,
     save,
+    teach,
     tofu_rows,
     write_lines,
     write_tofu,
@@ -626,16 +628,11 @@ def test_a_draft_ends_where_the_answer_would(own, tmp_path):
     answer = tokenizer("Tea.<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nOslo.<|im_end|>")[
         "input_ids"
     ]
-    ids = torch.tensor([prompt + answer])
-    labels = torch.tensor([[-100] * len(prompt) + answer])
     model = tiny_llama(len(tokenizer), tie_word_embeddings=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(30):
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    teach(model, [in_a_batch([(prompt, answer)])] * 30, learning_rate=3e-3)
     assert plain_scores(model.eval(), prompt, answer).matches.all()
-    path = write_lines(tmp_path / "forget.jsonl", [{"input_ids": prompt + answer, "labels": labels[0].tolist()}])
+    row = {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+    path = write_lines(tmp_path / "forget.jsonl", [row])
     log = evaluate(save(model, tmp_path / "model"), forget_dataset=path, log_texts=True, **own)
     assert log["forget_Q_A_ROUGE"]["value_by_index"]["0"]["generation"] == "Tea."
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from conftest import FORGET, RETAIN, build_tokenizer, rows, tiny_llama
 from datasets import Dataset
@@ -17,7 +16,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import create_model_from_path
 
-from trl_rkld.data import tokenize_row
 from trl_rkld.refusals import draw_refusal, question_answers, read_refusals, refused
 from unlearn_eval.prompts import tokenize_question
 
@@ -31,26 +29,6 @@ DATED = "{{ 'Today is ' + date_string + '.\n' }}"
 def refusals_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("refusals") / "refusals.txt"
     path.write_text("\n".join(REFUSALS), encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def memorised(tokenizer, tmp_path_factory):
-    """A tiny model that knows all records by heart."""
-    path = tmp_path_factory.mktemp("memorised")
-    model = tiny_llama(len(tokenizer), tie_word_embeddings=True)
-    samples = [tokenize_row(row, tokenizer) for row in rows(FORGET + RETAIN).to_list()]
-    length = max(len(sample["input_ids"]) for sample in samples)
-    ids = torch.tensor([s["input_ids"] + [0] * (length - len(s["input_ids"])) for s in samples])
-    labels = torch.tensor([s["labels"] + [-100] * (length - len(s["labels"])) for s in samples])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(20):
-        loss = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
     return str(path)
 
 

@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TOFU, needs_bfloat16
+from conftest import REPOSITORY, SERVED_DTYPE, TOFU
 from peft import LoraConfig, PeftModel, get_peft_model
+from tofu_like import in_a_batch, teach
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_rkld.data import load_records
@@ -18,7 +19,7 @@ from unlearn_eval.prompts import tokenize_question
 
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.vllm, needs_bfloat16]
+pytestmark = pytest.mark.vllm
 
 LEARNT, UNLEARNT = 16, 8
 # Of each question: the right answer, its paraphrase and wrong ones.
@@ -49,30 +50,17 @@ def requests(tokenizer):
 
 def fit(model, requests, learning_rate, epochs):
     """Teach answers, in float32: CPUs without AVX-512 emulate bfloat16, which takes twenty times as long."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
-    model.train()
-    for _ in range(epochs):
-        for start in range(0, len(requests), 4):
-            batch = requests[start : start + 4]
-            width = max(len(prompt_ids + answer_ids) for prompt_ids, answer_ids in batch)
-            ids, labels = torch.zeros(2, len(batch), width, dtype=torch.long)
-            labels -= 100
-            for row, (prompt_ids, answer_ids) in enumerate(batch):
-                end = len(prompt_ids + answer_ids)
-                ids[row, :end] = torch.tensor(prompt_ids + answer_ids)
-                labels[row, len(prompt_ids) : end] = torch.tensor(answer_ids)
-            model(input_ids=ids, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    batches = [in_a_batch(requests[start : start + 4]) for start in range(0, len(requests), 4)]
+    teach(model.train(), batches * epochs, learning_rate)
 
 
 @pytest.fixture(scope="module")
 def folders(smollm2, requests, tmp_path_factory):
-    """The model that has learnt, in bfloat16, an adapter for wrong answers, and the two merged, in float32."""
+    """The model that has learnt, an adapter for wrong answers, and the two merged, in float32."""
     base, adapter, merged = (str(tmp_path_factory.mktemp(name)) for name in ("base", "adapter", "merged"))
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     fit(model, requests[RIGHT : LEARNT * ANSWERS : ANSWERS], learning_rate=3e-4, epochs=6)
-    model.bfloat16().save_pretrained(base)
+    model.to(getattr(torch, SERVED_DTYPE)).save_pretrained(base)
     torch.manual_seed(0)
     model = get_peft_model(model.float(), LoraConfig(r=6, lora_alpha=12, target_modules="all-linear"))
     fit(model, requests[WRONG.start : LEARNT * ANSWERS : ANSWERS], learning_rate=2e-3, epochs=2)
@@ -86,7 +74,7 @@ def engine(folders, tokenizer):
     from unlearn_eval.backends.vllm import VLLMBackend
 
     base, adapter, _ = folders
-    backend = VLLMBackend(base, [tokenizer.eos_token_id], "bfloat16", [adapter], max_model_len=512)
+    backend = VLLMBackend(base, [tokenizer.eos_token_id], SERVED_DTYPE, [adapter], max_model_len=512)
     yield backend
     backend.close()
 
@@ -95,7 +83,7 @@ def engine(folders, tokenizer):
 def reference(tokenizer):
     """A function that loads a model for transformers."""
 
-    def load(folder, adapter=None, dtype=torch.bfloat16):
+    def load(folder, adapter=None, dtype=SERVED_DTYPE):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
         return TransformersBackend(model, [tokenizer.eos_token_id])
@@ -157,7 +145,7 @@ def test_adapter_scores(adapter_scores, scores, reference, folders, some):
     base, adapter, merged = folders
     assert_agree(adapter_scores, in_order(reference(base, adapter).score(some)))
     # In float32: a merged weight rounded to bfloat16 is another weight, and moves losses by as much as is allowed here.
-    assert_agree(adapter_scores, in_order(reference(merged, dtype=torch.float32).score(some)))
+    assert_agree(adapter_scores, in_order(reference(merged, dtype="float32").score(some)))
     changes = losses(adapter_scores).reshape(-1, 2) - losses(scores).reshape(-1, ANSWERS)[:, [RIGHT, WRONG.start]]
     print(f"the adapter moves losses by {np.median(np.abs(changes)):.2f}")
     assert np.median(np.abs(changes)) > 0.2
@@ -191,7 +179,7 @@ def test_generations(engine, reference, folders, requests, tokenizer):
         common = os.path.commonprefix([found[index], expected[index]])
         tokens = [[*ids, tokenizer.eos_token_id][len(common)] for ids in (found[index], expected[index])]
         continuations = [ScoreRequest(prompts[index].prompt_ids + common, [token]) for token in tokens]
-        # In bfloat16, as the tokens were chosen: it moves either log-probability by 0.1 and more from float32's.
+        # In the precision that the tokens were chosen in: bfloat16 moves either log-probability by 0.1 and more from float32's.
         margins.append(min(abs(np.subtract(*losses(in_order(one.score(continuations))))) for one in backends))
     print(f"same {sum(same)} of {len(same)}, margins elsewhere {np.round(margins, 3)}")
     assert max(margins, default=0) < 0.1

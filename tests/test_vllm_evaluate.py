@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import FORGET, RETAIN, needs_bfloat16
+from conftest import FORGET, RETAIN, SERVED_DTYPE
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,7 +15,7 @@ from unlearn_eval.results import item_values, read_log
 
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.vllm, needs_bfloat16]
+pytestmark = pytest.mark.vllm
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False}
 
@@ -57,7 +57,9 @@ def test_a_4bit_base_is_served_dequantised(adapter, files, tmp_path):
     # The base's weights, dequantised, are rounded to bfloat16 once more.
     assert np.median(differences) <= 0.05 and differences.max() <= 0.15
     # In full precision the adapter stands on another base.
-    other = evaluate(adapter, backend="transformers", output_dir=str(tmp_path / "full"), dtype="bfloat16", **settings)
+    other = evaluate(
+        adapter, backend="transformers", output_dir=str(tmp_path / "full"), dtype=SERVED_DTYPE, **settings
+    )
     assert other["metadata"]["quantization"] == "nf4"
     assert read_log(tmp_path / "vllm") == log
     assert log["mia_min_k_plus_plus"]["agg_value"] is None
@@ -65,7 +67,7 @@ def test_a_4bit_base_is_served_dequantised(adapter, files, tmp_path):
 
 def test_base_and_adapter_share_an_engine_and_stay_apart(smollm2, adapter, files, tmp_path):
     (tmp_path / "adapter").symlink_to(adapter)
-    settings = files | {"max_new_tokens": 0, "dtype": "bfloat16", "load_in_4bit": True}
+    settings = files | {"max_new_tokens": 0, "dtype": SERVED_DTYPE, "load_in_4bit": True}
     base, tuned = evaluate([smollm2, adapter], backend="vllm", output_dir=str(tmp_path / "out"), **settings)
     assert np.median(np.abs(losses(base) - losses(tuned))) > 0.05
     assert base["forget_Q_A_ROUGE"]["agg_value"] is None

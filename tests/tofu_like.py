@@ -99,21 +99,30 @@ def all_texts():
     return texts
 
 
+def in_a_batch(samples):
+    """Token ids and labels of prompts and answers, whose ends are padded."""
+    width = max(len(prompt + answer) for prompt, answer in samples)
+    ids, labels = torch.zeros(2, len(samples), width, dtype=torch.long)
+    labels -= 100
+    for i, (prompt, answer) in enumerate(samples):
+        ids[i, : len(prompt + answer)] = torch.tensor(prompt + answer)
+        labels[i, len(prompt) : len(prompt + answer)] = torch.tensor(answer)
+    return ids, labels
+
+
+def teach(model, batches, learning_rate):
+    """Train a model, a step for each batch of token ids and labels."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    for ids, labels in batches:
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def memorise(model, tokenizer, pairs, steps, learning_rate=3e-3):
     """Train a tiny model on questions and answers, all in one batch."""
     samples = [tokenize_question(tokenizer, question, answer) for question, answer in pairs]
-    width = max(len(prompt) + len(answer) for prompt, answer in samples)
-    ids = torch.zeros(len(samples), width, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    for i, (prompt, answer) in enumerate(samples):
-        ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        labels[i, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    model.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
+    teach(model.train(), [in_a_batch(samples)] * steps, learning_rate)
     return model.eval()
 
 
