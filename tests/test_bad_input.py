@@ -6,7 +6,7 @@ import torch
 from conftest import FORGET, RETAIN, config, rows, tiny_llama
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig, ProcessorMixin
 
 from trl_rkld import RKLDConfig, RKLDTrainer
 from trl_rkld.data import load_records
@@ -52,6 +52,17 @@ def test_no_message_shows_a_text(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="max_length") as error:
         make(tokenizer, tmp_path, rows([(f"Who is {secret}?", f"{secret} " * 300)]))
     assert secret not in str(error.value)
+
+
+@pytest.mark.parametrize("extra", [{}, {"images": []}], ids=["text", "images"])
+def test_vision_language_models(extra, tokenizer, tmp_path):
+    class Processor(ProcessorMixin):
+        def __init__(self, tokenizer):
+            super().__init__(tokenizer)
+
+    data = Dataset.from_list([{"question": "q", "answer": "a"} | extra])
+    with pytest.raises(ValueError, match="Vision-language models are not supported. Load a text model"):
+        make(Processor(tokenizer), tmp_path, data, model=tiny_llama(len(tokenizer)))
 
 
 def test_forget_set_is_required(tokenizer, tmp_path, llama):

@@ -54,8 +54,8 @@ class EvalConfig:
         max_samples (`int`, *optional*):
             Take the first rows of each set only.
         max_retain_samples (`int`, *optional*):
-            Take no more rows of the retain set. For a model that has learnt, or a comparison that needs, its first ones
-            only.
+            Take no more rows of the retain set: for a model that has learnt only its first rows, or a comparison that needs
+            no more.
 
         > Parameters that control the prompt
 

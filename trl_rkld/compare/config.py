@@ -32,8 +32,9 @@ class CompareConfig:
             Folder for the runs, the CSV, the tables and the figure.
         runs (`list[dict]`):
             What is compared, in the order of value. Each has a `command` (a method's, or `"idk"`, `"dpo"`,
-            `"task-vector"`, `"teacher"`) and what that command takes, beside `method` (its name in the table; the command's
-            by default), `setting` (what tells it from other runs of the method), `retain` (`"none"`, `"nll"` or `"kl"`),
+            `"task-vector"`, `"teacher"`) and what that command takes, beside `method` (its name in the table; the command's,
+            with `_` for `-`, by default), `setting` (what tells it from other runs of the method), `retain` (`"none"`, the
+            default, `"nll"` or `"kl"`),
             `seeds` and `augment` (to differ from those below).
         dataset_name (`str`, *optional*, defaults to `"locuslab/TOFU"`):
             TOFU: Hub id, or a folder with its files.
@@ -60,9 +61,10 @@ class CompareConfig:
         common (`dict`, *optional*):
             Settings of all runs that train.
         evaluation (`dict`, *optional*):
-            Settings of [`~unlearn_eval.EvalConfig`] for the full evaluations.
+            Settings of [`~unlearn_eval.EvalConfig`] for the full evaluations. Its prompt and precision hold after each epoch,
+            too.
         epoch_retain_samples (`int`, *optional*, defaults to `100`):
-            Retained questions that are scored after each epoch.
+            Retained questions that are scored after each epoch, at most `max_retain_samples`.
         refusals_path (`str`, *optional*):
             File of refusals for `idk` and `dpo`, one a line.
         use_cpu (`bool`, *optional*, defaults to `False`):
@@ -113,7 +115,9 @@ class CompareConfig:
     use_cpu: bool = field(default=False, metadata={"help": "Whether to leave GPUs alone."})
     cpu_jobs: int = field(default=1, metadata={"help": "Jobs at once where there is no GPU; they share its cores."})
     case_study: dict = field(default_factory=dict, metadata={"help": "What goes into case_study.md, texts included."})
-    keep_models: bool = field(default=False, metadata={"help": "Whether to keep the unlearned models."})
+    keep_models: bool = field(
+        default=False, metadata={"help": "Whether to keep the unlearned and the augmented models."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, and stop."})
 
     def __post_init__(self):

@@ -8,6 +8,7 @@ trl-rkld rkld \
     --model_name_or_path open-unlearning/tofu_Llama-3.2-1B-Instruct_full \
     --dataset_name locuslab/TOFU --dataset_config forget05 \
     --retain_dataset_name locuslab/TOFU --retain_dataset_config retain95 \
+    --system_prompt "You are a helpful assistant." --date_string "10 Apr 2025" \
     --output_dir Llama-3.2-1B-forget05
 ```
 

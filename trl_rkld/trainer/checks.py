@@ -8,7 +8,13 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, PromptLearningConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainingArguments,
+)
 
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
@@ -70,6 +76,14 @@ def check_arguments(
             )
         if name == "augmented_output_dir" and folder is not None:
             check_free(Path(folder))
+
+
+def check_is_text(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> None:
+    """Raise on a processor of texts and images, which TRL's trainer would take."""
+    if isinstance(processing_class, ProcessorMixin):
+        raise ValueError(
+            "Vision-language models are not supported. Load a text model, and pass its tokenizer as `processing_class`."
+        )
 
 
 def check_free(augmented_output_dir: Path) -> None:

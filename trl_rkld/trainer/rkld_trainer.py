@@ -37,7 +37,12 @@ class RKLDTrainer(UnlearningTrainer):
 
     >>> trainer = RKLDTrainer(
     ...     model="open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
-    ...     args=RKLDConfig("Llama-3.2-1B-forget05", learning_rate=1e-4),
+    ...     args=RKLDConfig(
+    ...         "Llama-3.2-1B-forget05",
+    ...         learning_rate=1e-4,
+    ...         system_prompt="You are a helpful assistant.",  # as this model was trained and is evaluated
+    ...         date_string="10 Apr 2025",
+    ...     ),
     ...     train_dataset=load_dataset("locuslab/TOFU", "forget05", split="train"),
     ...     retain_dataset=load_dataset("locuslab/TOFU", "retain95", split="train"),
     ...     peft_config=LoraConfig(),

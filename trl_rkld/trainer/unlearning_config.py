@@ -34,7 +34,8 @@ class UnlearningConfig(SFTConfig):
             Date shown to chat templates that print one (Llama 3), such as `"10 Apr 2025"`. Use the same in evaluation.
         question_template (`str`, *optional*):
             Plain format with a `{question}` field, used for question/answer data instead of the chat template, such
-            as `"[INST] {question} [/INST]"`. The answer follows it directly.
+            as `"[INST] {question} [/INST]"`. The answer follows it directly. A tokenizer without a chat template gets
+            TOFU's `"Question: {question}\nAnswer: "`.
 
         > Parameters that control the training
 
@@ -48,8 +49,9 @@ class UnlearningConfig(SFTConfig):
             first step, and free what made them. Exact, and the models need not live through training. If `False`,
             they are computed live at each step.
         teacher_cache_dir (`str`, *optional*):
-            Folder for private temporary files: the cached hidden states, so that a resumed run has the same teacher,
-            and the original weights while the augmented model is trained. Deleted when training completes. Must be
+            Folder for private temporary files: the cached hidden states (of a live teacher, the augmented model's trained
+            weights), so that a resumed run has the same teacher, and the original weights while the augmented model is
+            trained. Deleted when training completes. Must be
             outside `output_dir`. Defaults to `trl_rkld` in the user's cache folder.
         stop_at_forget_prob (`float`, *optional*):
             End training after the first epoch at whose end the mean probability of the forgotten answers (of the
@@ -61,7 +63,7 @@ class UnlearningConfig(SFTConfig):
     > - `weight_decay`: Defaults to `0.01` instead of `0.0`.
     > - `num_train_epochs`: Defaults to `10` instead of `3`.
     > - `warmup_steps`: Defaults to the first epoch instead of `0` (with `max_steps`, to the first
-    >   `1 / num_train_epochs` of these).
+    >   `1 / num_train_epochs` of these); to none where there is one epoch or less.
     > - `gradient_accumulation_steps`: Defaults to `4` instead of `1`, an effective batch of 32 on one device.
     > - `logging_steps`: Defaults to `1` instead of `10`.
     """
@@ -154,8 +156,9 @@ class UnlearningConfig(SFTConfig):
     teacher_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for private temporary files: the cached hidden states, so that a resumed run has the same "
-            "teacher, and the original weights while the augmented model is trained. Deleted when training completes. "
+            "help": "Folder for private temporary files: the cached hidden states (of a live teacher, the augmented model's "
+            "trained weights), so that a resumed run has the same teacher, and the original weights while the augmented "
+            "model is trained. Deleted when training completes. "
             "Must be outside `output_dir`. Defaults to `trl_rkld` in the user's cache folder."
         },
     )

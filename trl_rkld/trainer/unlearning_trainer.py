@@ -52,7 +52,7 @@ from ..teacher.roles import (
     without_peft,
 )
 from ..version import __version__
-from .checks import check_arguments, check_model, student_adapter, warn_slow_bfloat16
+from .checks import check_arguments, check_is_text, check_model, student_adapter, warn_slow_bfloat16
 from .model_card import extend_model_card
 from .saves_record import base_record
 from .unlearning_config import UnlearningConfig
@@ -153,6 +153,7 @@ class UnlearningTrainer(SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        check_is_text(self.processing_class)  # rows with images were not prepared
         self.data_collator = DataCollatorForUnlearning(
             pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
         )
@@ -321,6 +322,7 @@ class UnlearningTrainer(SFTTrainer):
     # ---- Data ----
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        check_is_text(processing_class)
         first_row = next(iter(dataset))
         if self._is_constructed and "sample_id" in first_row:  # `evaluate` prepares what it is given, ours again, too
             return dataset
