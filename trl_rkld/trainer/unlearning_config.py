@@ -128,7 +128,8 @@ class UnlearningConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Plain format with a `{question}` field, used for question/answer data instead of the chat "
-            "template, such as `'[INST] {question} [/INST]'`. The answer follows it directly."
+            "template, such as `'[INST] {question} [/INST]'`. The answer follows it directly. A tokenizer without a "
+            "chat template gets TOFU's `'Question: {question}\\nAnswer: '`."
         },
     )
 
