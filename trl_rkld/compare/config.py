@@ -34,8 +34,7 @@ class CompareConfig:
             What is compared, in the order of value. Each has a `command` (a method's, or `"idk"`, `"dpo"`,
             `"task-vector"`, `"teacher"`) and what that command takes, beside `method` (its name in the table; the command's,
             with `_` for `-`, by default), `setting` (what tells it from other runs of the method), `retain` (`"none"`, the
-            default, `"nll"` or `"kl"`),
-            `seeds` and `augment` (to differ from those below).
+            default, `"nll"` or `"kl"`), `seeds` and `augment` (to differ from those below).
         dataset_name (`str`, *optional*, defaults to `"locuslab/TOFU"`):
             TOFU: Hub id, or a folder with its files.
         splits (`list[str]`, *optional*, defaults to `["forget05"]`):
