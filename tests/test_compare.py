@@ -288,7 +288,10 @@ def test_failing_run(other):
     """It stops no other, is named, and is tried again at the next start, alone."""
     failing = "forget01-npo-too-fast-seed1"
     assert other.process.returncode == 1
-    assert f"✗ {failing} failed; its log: {other.folder / 'runs' / failing / 'log.txt'}" in other.process.stdout
+    assert (
+        f"✗ {failing} failed (exit code 1); its log: {other.folder / 'runs' / failing / 'log.txt'}"
+        in other.process.stdout
+    )
     assert (
         f"1 jobs failed or could not start: {failing}. Start again for them." in other.process.stdout.splitlines()[-1]
     )

@@ -3,14 +3,18 @@
 
 import json
 import os
+from dataclasses import replace
 
+import compare_setup
+import pytest
+import torch
 from callback_setup import fit, learner, score, write_data
 from conftest import FORGET, RETAIN
 
 from trl_rkld.compare.case_study import FILE, write_case_study
 from trl_rkld.compare.peak import PeakCallback
 from trl_rkld.compare.plan import Job
-from trl_rkld.compare.runner import slots
+from trl_rkld.compare.runner import run_jobs, slots
 from trl_rkld.compare.table import ALL_COLUMNS, tables
 from unlearn_eval.callback import TofuEvalCallback
 
@@ -25,6 +29,38 @@ def test_cores_are_shared(monkeypatch):
     assert slots(use_cpu=True, cpu_jobs=3) == [{"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}] * 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert slots(use_cpu=True, cpu_jobs=3) == [{"CUDA_VISIBLE_DEVICES": ""}] * 3
+
+
+@pytest.mark.parametrize(
+    "visible, devices",
+    [
+        (None, ["0", "1"]),
+        ("", ["0", "1"]),
+        ("3, 1", ["3", "1"]),
+        ("1,", ["1"]),
+        ("0,1,2,3", ["0", "1"]),  # of another machine: only two are there
+        ("GPU-4b1f", ["GPU-4b1f"]),
+    ],
+)
+def test_a_job_a_gpu(visible, devices, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert slots(use_cpu=False, cpu_jobs=5) == [{"CUDA_VISIBLE_DEVICES": device} for device in devices]
+
+
+def test_a_broken_gpu_does_not_take_all_jobs(tmp_path, capsys):
+    """Where nothing can run, each job would fail at once, and the next one be taken."""
+    (model, *_) = compare_setup.plan_of(compare_setup.write_data(tmp_path / "data"), tmp_path / "out")
+    jobs = [replace(model, name=f"model{i}", folder=tmp_path / f"model{i}", row={}) for i in range(4)]
+    broken = {"CUDA_VISIBLE_DEVICES": "7", "PYTHONHOME": "/nowhere"}
+    failed = run_jobs(jobs, [broken, {"CUDA_VISIBLE_DEVICES": "0"}], lambda job, seconds: None)
+    assert failed == [jobs[0], jobs[2]]
+    assert [job.is_done for job in jobs] == [False, True, False, True]
+    printed = capsys.readouterr().out
+    assert printed.count("failed (exit code 1)") == 2 and printed.count("GPU 7 is left out") == 1
 
 
 def test_first_of_equals(tokenizer, tmp_path):
@@ -93,6 +129,7 @@ def test_tables_by_hand():
     assert (three["model utility"], three["forget ROUGE"]) == ("", "")
     assert (one["setting"], one["seeds"], one["epoch"], one[P]) == ("", "1", "2", "0.031")
 
+    assert "can't tell methods apart" not in text
     *_, three, one = cells_of(text, "forget05, last epoch")
     assert (three["epoch"], three["D"]) == ("10 ± 0", "0.500 ± 0.000")
     # A p of zero is taken for 1e-300: the cube root of 1e-300 * 0.25.
@@ -101,10 +138,11 @@ def test_tables_by_hand():
 
 
 def test_tables_of_two_splits():
-    rows = table_rows({"method": "target", "ks_d": 0.25}) + table_rows(
-        {"method": "target", "ks_d": 0.75, "split": "forget10"}
+    rows = table_rows({"method": "target", "ks_d": 0.25, "forget_quality": 0.01}) + table_rows(
+        {"method": "target", "ks_d": 0.75, "split": "forget10", "forget_quality": 0.0099}
     )
     text = tables(rows)
+    assert text.count("The target itself has p = 0.01: ") == text.count("can't tell methods apart") == 1
     assert [cells_of(text, f"{split}, last epoch")[0]["D"] for split in ("forget05", "forget10")] == [
         "0.250",
         "0.750",

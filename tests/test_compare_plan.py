@@ -210,7 +210,24 @@ ONE_RUN = [{"command": "npo"}]
         ({"runs": [{"command": "rkld", "augment": None}]}, r"`runs\[0\]`, and its `augment`, must hold names"),
         ({"runs": ["npo"]}, r"`runs\[0\]`.* must hold names and values"),
         ({"common": None}, "`common` must hold names and values, and is None"),
-        ({"seeds": 1}, "`seeds` must be a list"),({"splits": "forget01"}, "`splits` must be a list"),({"runs": [{"command": "npo", "seeds": 1}]}, r"`seeds` of `runs\[0\]` must be a list"),
+        ({"seeds": 1}, "`seeds` must be a list"),
+        ({"seeds": ["1e3"]}, "`seeds`: '1e3' is no seed"),
+        ({"seeds": [-1]}, "`seeds`: -1 is no seed"),
+        ({"runs": [{"command": "npo", "seeds": [1.5]}]}, r"`seeds` of `runs\[0\]`: 1.5 is no seed"),
+        ({"runs": [{"command": "npo", "seeds": []}]}, r"`seeds` of `runs\[0\]` must be a list of seeds"),
+        ({"case_study": {"questions": 1}}, "`questions` and `beginnings` of `case_study` must be lists"),
+        ({"cpu_jobs": None}, "`cpu_jobs=None` must be a whole number"),
+        ({"epoch_retain_samples": 2.5}, "`epoch_retain_samples=2.5` must be a whole number"),
+        ({"evaluation": {"max_samples": 4.0}}, "`evaluation`: `max_samples=4.0` must be at least 1, and a whole number"),
+        ({"evaluation": {"max_retain_samples": 400}}, "`max_retain_samples=400` is more than the 5 rows that the models learn"),
+        ({"evaluation": {"max_new_tokens": 9000}}, "asks in .* tokens.* Lower `max_new_tokens` to"),
+        ({"evaluation": {"tensor_parallel_size": 2}}, "`tensor_parallel_size` is decided by the comparison"),
+        ({"finetune": {"load_in_8bit": True}}, "`finetune`: .*Remove `load_in_8bit`"),
+        ({"common": {"eval_on_start": True}}, "`common` or `runs`, npo: `eval_on_start` is decided by the comparison"),
+        ({"runs": [{"command": "npo", "use_peft": True, "lora_target_modules": ["c_attn"]}]}, "`runs`, npo: .*c_attn"),
+        ({"runs": [{"command": "npo", "attn_implementation": "flash_attention_2"}]}, "`runs`, npo: .*[Ff]lash"),
+        ({"augment": {"epochs": 3}, "runs": RUNS}, "`finetune`, `augment` or the `augment` of `runs`: `epochs`"),
+        ({"splits": "forget01"}, "`splits` must be a list"),({"runs": [{"command": "npo", "seeds": 1}]}, r"`seeds` of `runs\[0\]` must be a list"),
         ({"runs": [{"command": "idk"}]}, r"`runs\[0\]` \(idk\) needs `refusals_path`"),
         ({"runs": [{"command": "dpo"}]}, r"`runs\[0\]` \(dpo\) needs `refusals_path`"),
         ({"runs": [{"command": "idk"}], "refusals_path": "nothing.txt"}, "`refusals_path='nothing.txt'` is not a file"),
@@ -297,18 +314,37 @@ def test_other_files_of_the_same_names(data, tmp_path):
     for job in jobs:
         job.folder.mkdir(parents=True)
         (job.folder / "job.json").write_text(json.dumps(job.settings))
+        (job.folder / "done.json").write_text('{"seconds": 1}')
     config = write_config(tmp_path, values)
     assert run(["--config", str(config), "--dry_run", "true"]) == 0
     weights = next((tmp_path / "given").glob("*.safetensors"))
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match="target-forget01.*: contents.* differ"):
+    with pytest.raises(ValueError, match="target-forget01`.*contents differ"):
         run(["--config", str(config), "--dry_run", "true"])
     weights.write_bytes(content)
     assert run(["--config", str(config), "--dry_run", "true"]) == 0
 
 
+def test_a_job_that_left_nothing_may_change(data, tmp_path):
+    """After running out of memory in the first step a smaller batch is no other result; what has begun is."""
+    values = settings(data, tmp_path / "out")
+    folder = tmp_path / "out" / "models" / "retain"
+    (folder / "model").mkdir(parents=True)
+    (job,) = (job for job in make_plan(CompareConfig(**values)) if job.folder == folder)
+    for name in ("job.json", "task.json", "log.txt"):
+        (folder / name).write_text(json.dumps(job.settings | {"seed": 5}))
+    config = write_config(tmp_path, values)
+    assert run(["--config", str(config), "--dry_run", "true"]) == 0
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="models/retain`: results of other settings are there.*, seed differ"):
+        run(["--config", str(config), "--dry_run", "true"])
+
+
 def test_command_line_says_it_in_one_line(data, tmp_path, capsys):
     config = write_config(tmp_path, settings(data, tmp_path / "out", runs=[{"command": "npo", "betta": 1}]))
     assert main(["compare", "--config", str(config)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("trl-rkld compare: `runs`, npo (None): `betta` is no")
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("trl-rkld compare: `common` or `runs`, npo: `betta` is no")
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .backends import GenerateRequest, ScoreRequest
 from .checkpoints import Checkpoint
@@ -65,7 +65,8 @@ class Job:
         prompts = [len(prompt) for name, one in self.sets.items() if self._asks(name) for prompt in one.prompts]
         # What an engine must hold; vLLM adds a token to what it scores.
         self.longest = max(max(lengths) + 1, max(prompts, default=0) + config.max_new_tokens)
-        self._check_length()
+        base_config = AutoConfig.from_pretrained(checkpoint.base, trust_remote_code=config.trust_remote_code)
+        check_lengths(self.sets, base_config, config.max_new_tokens, checkpoint.name)
         self.data_hash = hash_json([[name, [*map(dict, some)]] for name, some in rows.items()])
         self.set_hashes = {f"{name}_set": hash_rows(rows[name]) for name in ("forget", "holdout") if name in rows}
         self.template_hash = hash_json([tokenizer.chat_template, repr(config.template)])
@@ -164,7 +165,7 @@ class Job:
         return [(name, i) for name, i in asked if self._generation_key(name, i) not in journal]
 
     def _asks(self, name: str) -> bool:
-        return name != "holdout" and self.sets[name].prompts is not None and self.config.max_new_tokens > 0
+        return _asks(self.sets[name], self.config.max_new_tokens)
 
     def _generation_key(self, name: str, i: int) -> str:
         one = self.sets[name]
@@ -190,8 +191,8 @@ class Job:
 
     def _known_start(self, name: str, i: int) -> tuple[list[int], bool]:
         """
-        What scoring has shown of the greedy answer: it is the true one for as long as each of its tokens is the model's
-        first choice. Also, whether that is all of it.
+        What scoring has shown of the greedy answer: it is the true one for as long as each of its tokens is the
+        model's first choice. Also, whether that is all of it.
         """
         if self.config.backend != self.config.score_backend or self.config.compat is not None:
             return [], False  # another model, or other positions: the greedy answer may be another
@@ -239,31 +240,6 @@ class Job:
         journal = self.journal(self.config.backend)
         return all(journal[self._generation_key(name, i)]["empty"] for i in range(len(self.sets[name].prompts)))
 
-    def _check_length(self) -> None:
-        config = AutoConfig.from_pretrained(self.checkpoint.base, trust_remote_code=self.config.trust_remote_code)
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)  # absent from recurrent models
-        for name, one in self.sets.items():
-            for index in range(len(one.answers)):
-                answers = one.answers_of(index)
-                length = max(len(prompt_ids) + len(answer_ids) for prompt_ids, answer_ids in answers)
-                if limit is not None and length > limit:
-                    raise ValueError(
-                        f"Row {index} of the {name} set has {length} tokens, and {self.checkpoint.name} takes {limit}. "
-                        "Shorten or split the record."
-                    )
-                if limit is not None and self._asks(name):
-                    asked = len(one.prompts[index])
-                    if asked + self.config.max_new_tokens > limit:
-                        raise ValueError(
-                            f"Row {index} of the {name} set asks in {asked} tokens, and {self.checkpoint.name} takes {limit} "
-                            f"with the answer. Lower `max_new_tokens` to {limit - asked}."
-                        )
-                if not all(answer.prompt_ids for answer in answers):
-                    raise ValueError(
-                        f"Row {index} of the {name} set has no prompt: its tokens merge with those of the answer. End it "
-                        "with a space or a line break, say."
-                    )
-
 
 def _backend_version(backend: str) -> str:
     if backend == "transformers":
@@ -284,3 +260,49 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def check_lengths(
+    sets: Mapping[str, QuestionSet], model_config: PreTrainedConfig, max_new_tokens: int, model: str
+) -> None:
+    """
+    Raise on a record, or a question with the longest answer, that a model can't take, and on one without a prompt.
+
+    Args:
+        sets (`Mapping[str, QuestionSet]`):
+            Question sets.
+        model_config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the model.
+        max_new_tokens (`int`):
+            Largest number of tokens of a generated answer.
+        model (`str`):
+            What to call the model in messages.
+    """
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)  # absent from recurrent models
+    for name, one in sets.items():
+        for index in range(len(one.answers)):
+            answers = one.answers_of(index)
+            if not all(answer.prompt_ids for answer in answers):
+                raise ValueError(
+                    f"Row {index} of the {name} set has no prompt: its tokens merge with those of the answer. End it with a "
+                    "space or a line break, say."
+                )
+            if limit is None:
+                continue
+            length = max(len(prompt_ids) + len(answer_ids) for prompt_ids, answer_ids in answers)
+            if length > limit:
+                raise ValueError(
+                    f"Row {index} of the {name} set has {length} tokens, and {model} takes {limit}. Shorten or split the "
+                    "record."
+                )
+            if _asks(one, max_new_tokens) and len(one.prompts[index]) + max_new_tokens > limit:
+                asked = len(one.prompts[index])
+                raise ValueError(
+                    f"Row {index} of the {name} set asks in {asked} tokens, and {model} takes {limit} with the answer. Lower "
+                    f"`max_new_tokens` to {limit - asked}."
+                )
+
+
+def _asks(one: QuestionSet, max_new_tokens: int) -> bool:
+    """Whether a set's questions are answered by generation."""
+    return one.name != "holdout" and one.prompts is not None and max_new_tokens > 0

@@ -27,6 +27,7 @@ _RESERVED = (
     "resume_from_checkpoint",
     "push_to_hub",
     "dry_run",
+    "eval_on_start",
     "eval_dataset_name",
     # An augmented model is a job of its own, which runs share: see `augment`.
     "augmented_num_train_epochs",

@@ -1,13 +1,18 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """Everything that can be wrong, before the first job starts."""
 
+from functools import cache
 from importlib.util import find_spec
 from math import isfinite
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from trl import ModelConfig
 
 from unlearn_eval import EvalConfig
+from unlearn_eval.job import check_lengths
 from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu_questions
 
 from ..data import TEMPLATE, tokenize_rows
@@ -35,6 +40,9 @@ _RESERVED = (
     "load_in_4bit",
     "attn_implementation",
     "model_revision",
+    # A job has one GPU.
+    "tensor_parallel_size",
+    "data_parallel_size",
 )
 
 
@@ -54,11 +62,6 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     reserved = [key for key in config.evaluation if key in _RESERVED]
     if reserved:
         raise ValueError(f"`evaluation`: `{reserved[0]}` is decided by the comparison itself. Remove it.")
-    max_lengths: dict[tuple, list[int | None]] = {}
-    for job in jobs:
-        max_length = _check_settings(job, config)
-        if job.kind == "finetune" or job.settings.get("command") in TRAINED_COMMANDS:
-            max_lengths.setdefault(tuple(job.settings["sets"].values()), []).append(max_length)
     models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
     models |= {f"retain_model_name_or_path[{split}]": one for split, one in config.retain_model_name_or_path.items()}
     for field, name in models.items():
@@ -69,8 +72,13 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
                 AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(f"`{field}`: {name} can't be loaded. {error}") from None
+    max_lengths: dict[tuple, list[int | None]] = {}
+    for job in jobs:
+        max_length = _check_settings(job, config)
+        if job.kind == "finetune" or job.settings.get("command") in TRAINED_COMMANDS:
+            max_lengths.setdefault(tuple(job.settings["sets"].values()), []).append(max_length)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
-    _check_data(config, tokenizer)
+    _check_data(config, tokenizer, AutoConfig.from_pretrained(config.model_name_or_path))
     template = {name: config.evaluation.get(name) for name in TEMPLATE}
     for sets, several in max_lengths.items():
         shortest = min((one for one in several if one is not None), default=None)
@@ -84,12 +92,15 @@ def _check_settings(job: Job, config: CompareConfig) -> int | None:
     settings = job.settings
     ours = {"model_name_or_path": settings["model"], "output_dir": str(job.folder), "use_cpu": config.use_cpu or None}
     if job.kind == "finetune":
-        _check_template("`finetune`, `augment`", settings["arguments"], config.evaluation)
-        _, training_args, model_args = parse("finetune", "`finetune`, `augment`", settings["arguments"], **ours)
-        if model_args.use_peft or model_args.load_in_4bit:
-            raise ValueError(
-                "`finetune`: target, retain-only and augmented models are whole models. Remove `use_peft`."
-            )
+        where = "`finetune`" if settings["seed"] is None else "`finetune`, `augment` or the `augment` of `runs`"
+        _check_template(where, settings["arguments"], config.evaluation)
+        _, training_args, model_args = parse("finetune", where, settings["arguments"], **ours)
+        for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
+            if getattr(model_args, name):
+                raise ValueError(
+                    f"{where}: target, retain-only and augmented models are whole models. Remove `{name}`."
+                )
+        _check_model(where, model_args, config.model_name_or_path)
         return training_args.max_length
     try:
         EvalConfig(
@@ -103,12 +114,13 @@ def _check_settings(job: Job, config: CompareConfig) -> int | None:
         raise ValueError(f"`evaluation`: {error}") from None
     if job.kind != "unlearn":
         return None
-    where = f"`runs`, {settings['command']} ({job.row['setting']})"
+    where = f"`runs`, {settings['command']}" + (f" ({job.row['setting']})" if job.row["setting"] else "")
     if settings["command"] not in TRAINED_COMMANDS:
         _check_numbers(
             where, settings["arguments"], {"teacher": ("alpha",)}.get(settings["command"], ("scale", "dtype"))
         )
         return None
+    where = f"`common` or {where}"
     _check_template(where, settings["arguments"], config.evaluation)
     path = settings["refusals_path"]
     script_args, training_args, model_args = parse(
@@ -118,9 +130,30 @@ def _check_settings(job: Job, config: CompareConfig) -> int | None:
         raise ValueError(f"{where}: `num_train_epochs` must be at least 1, and whole: one of the epochs is chosen.")
     if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
         raise ValueError(f"{where}: quantised weights can't be trained whole. Use `load_in_4bit` with `use_peft`.")
+    _check_model(where, model_args, config.target_model_name_or_path or config.model_name_or_path)
     if path is not None:
         script_args.refusals()
     return training_args.max_length
+
+
+def _check_model(where: str, model_args: ModelConfig, name: str) -> None:
+    """Raise where attention, quantisation or adapter don't go with the model. Its weights are not read."""
+    if model_args.load_in_4bit and find_spec("bitsandbytes") is None:
+        raise ValueError(f"{where}: `load_in_4bit` needs bitsandbytes: `pip install bitsandbytes`.")
+    targets = model_args.lora_target_modules  # names, or "all-linear", or none
+    targets = tuple(targets) if isinstance(targets, list) else targets
+    try:
+        _try_model(name, model_args.attn_implementation, model_args.use_peft, targets)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+@cache  # jobs differ in other things
+def _try_model(name: str, attention: str | None, use_peft: bool, targets: tuple[str, ...] | str | None) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), attn_implementation=attention)
+        if use_peft:
+            get_peft_model(model, LoraConfig(target_modules=list(targets) if isinstance(targets, tuple) else targets))
 
 
 def _check_numbers(where: str, arguments: dict[str, Any], taken: tuple[str, ...]) -> None:
@@ -143,12 +176,17 @@ def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str,
             )
 
 
-def _check_data(config: CompareConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_data(config: CompareConfig, tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
     template = Template(*(config.evaluation.get(name) for name in TEMPLATE), False)
+    max_new_tokens = config.evaluation.get("max_new_tokens", EvalConfig.max_new_tokens)
     for split in config.splits:
-        for name, rows in load_tofu(config.dataset_name, split).items():
-            if name != "holdout":
-                tofu_questions(name, rows, tokenizer, template, "question")
+        rows = load_tofu(config.dataset_name, split)
+        sets = {
+            name: tofu_questions(name, rows[name], tokenizer, template, "question")
+            for name in rows
+            if name != "holdout"
+        }
+        check_lengths(sets, model_config, max_new_tokens, config.model_name_or_path)
         num_rows = len(load_configuration(config.dataset_name, split))
         for index in [*config.case_study["questions"], *(one["row"] for one in config.case_study["beginnings"])]:
             if not isinstance(index, int) or not 0 <= index < num_rows:

@@ -6,18 +6,23 @@ from typing import Any
 
 from unlearn_eval.questions import FORGET_SPLITS
 
-from ..methods import METHODS
+from ..methods import METHODS, method_class
 
 
-# Commands of a run beside the methods' own, and the method that each is called in the table by default.
+# Commands of a run beside the methods' own.
 OTHER_COMMANDS = ("idk", "dpo", "task-vector", "teacher")
-# Commands that need an augmented model made beforehand.
-AUGMENTED_COMMANDS = ("rkld", "whp", "task-vector", "teacher")
 # Commands that train, epoch by epoch.
 TRAINED_COMMANDS = (*METHODS, "idk", "dpo")
 RETAIN_TERMS = ("none", "nll", "kl")
 
 _RUN_KEYS = {"command", "method", "setting", "retain", "seeds", "augment"}
+
+
+def uses_augmented_model(command: str) -> bool:
+    """Whether a run needs an augmented model, made beforehand."""
+    if command in METHODS:
+        return method_class(command, "Trainer").uses_augmented_model
+    return command in ("task-vector", "teacher")
 
 
 @dataclass
@@ -32,9 +37,9 @@ class CompareConfig:
             Folder for the runs, the CSV, the tables and the figure.
         runs (`list[dict]`):
             What is compared, in the order of value. Each has a `command` (a method's, or `"idk"`, `"dpo"`,
-            `"task-vector"`, `"teacher"`) and what that command takes, beside `method` (its name in the table; the command's,
-            with `_` for `-`, by default), `setting` (what tells it from other runs of the method), `retain` (`"none"`, the
-            default, `"nll"` or `"kl"`), `seeds` and `augment` (to differ from those below).
+            `"task-vector"`, `"teacher"`) and what that command takes, beside `method` (its name in the table; the
+            command's, with `_` for `-`, by default), `setting` (what tells it from other runs of the method), `retain`
+            (`"none"`, the default, `"nll"` or `"kl"`), `seeds` and `augment` (to differ from those below).
         dataset_name (`str`, *optional*, defaults to `"locuslab/TOFU"`):
             TOFU: Hub id, or a folder with its files.
         splits (`list[str]`, *optional*, defaults to `["forget05"]`):
@@ -44,8 +49,8 @@ class CompareConfig:
         target_split (`str`, *optional*):
             Largest split that the target model has learnt. Defaults to the largest of `splits`.
         max_retain_samples (`int`, *optional*):
-            Rows of `full`, from the first on, that stand for the retain set, in training and in evaluation. If `None`, the
-            split's own retain set; TOFU scores the first 400 of `full`.
+            Rows of `full`, from the first on, that stand for the retain set, in training and in evaluation. If `None`,
+            the split's own retain set; TOFU scores the first 400 of `full`.
         models_dir (`str`, *optional*):
             Folder of target, retain-only and augmented models, which comparisons may share. Defaults to `models` in
             `output_dir`.
@@ -60,8 +65,8 @@ class CompareConfig:
         common (`dict`, *optional*):
             Settings of all runs that train.
         evaluation (`dict`, *optional*):
-            Settings of [`~unlearn_eval.EvalConfig`] for the full evaluations. Its prompt and precision hold after each epoch,
-            too.
+            Settings of [`~unlearn_eval.EvalConfig`] for the full evaluations. Its prompt and precision hold after each
+            epoch, too.
         epoch_retain_samples (`int`, *optional*, defaults to `100`):
             Retained questions that are scored after each epoch, at most `max_retain_samples`.
         refusals_path (`str`, *optional*):
@@ -69,14 +74,16 @@ class CompareConfig:
         use_cpu (`bool`, *optional*, defaults to `False`):
             Whether to leave GPUs alone.
         cpu_jobs (`int`, *optional*, defaults to `1`):
-            Jobs at once where there is no GPU, each with its share of the cores. Where other work wants these, too, a job a core
-            finishes far sooner than one on all of them, whose threads wait for each other.
+            Jobs at once where there is no GPU, each with its share of the cores. Where other work wants these, too, a
+            job a core finishes far sooner than one on all of them, whose threads wait for each other.
         case_study (`dict`, *optional*):
-            What goes into `case_study.md`: `questions`, rows of the forget set whose answers before and after are written,
-            and `beginnings`, each with a `row` and a number of `words`: after the first so many words of that row's
-            answer, the likeliest next ones are written. These are texts that are to be forgotten, so none by default.
+            What goes into `case_study.md`: `questions`, rows of the forget set whose answers before and after are
+            written, and `beginnings`, each with a `row` and a number of `words`: after the first so many words of that
+            row's answer, the likeliest next ones are written. These are texts that are to be forgotten, so none by
+            default.
         keep_models (`bool`, *optional*, defaults to `False`):
-            Whether to keep the unlearned and the augmented models. Target and retain-only model stay in `models_dir` anyway.
+            Whether to keep the unlearned and the augmented models. Target and retain-only model stay in `models_dir`
+            anyway.
         dry_run (`bool`, *optional*, defaults to `False`):
             Check everything, print the plan, and stop.
     """
@@ -123,25 +130,36 @@ class CompareConfig:
         for name in ("model_name_or_path", "output_dir", "runs", "splits", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is required.")
-        for name in ("runs", "splits", "seeds"):
+        for name in ("runs", "splits"):
             if not isinstance(getattr(self, name), list):
                 raise ValueError(f"`{name}` must be a list, and is {getattr(self, name)!r}.")
         for name in ("retain_model_name_or_path", "finetune", "augment", "common", "evaluation", "case_study"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"`{name}` must hold names and values, and is {getattr(self, name)!r}.")
         for name in ("max_retain_samples", "epoch_retain_samples", "cpu_jobs"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
+            value = getattr(self, name)
+            if value is None and name == "max_retain_samples":
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}={value}` must be a whole number of at least 1.")
+        self._check_seeds("`seeds`", self.seeds)
         if self.max_retain_samples is not None:  # what was never learnt can't be kept
             self.epoch_retain_samples = min(self.epoch_retain_samples, self.max_retain_samples)
             self.evaluation = {"max_retain_samples": self.max_retain_samples} | self.evaluation
-        for split in [
-            *self.splits,
-            *([self.target_split] if self.target_split else []),
-            *self.retain_model_name_or_path,
-        ]:
-            if split not in FORGET_SPLITS:
-                raise ValueError(f"`{split}` is not one of TOFU's forget splits, {', '.join(FORGET_SPLITS)}.")
+            scored = self.evaluation["max_retain_samples"]
+            if isinstance(scored, int) and scored > self.max_retain_samples:
+                raise ValueError(
+                    f"`evaluation`: `max_retain_samples={scored}` is more than the {self.max_retain_samples} rows that the "
+                    "models learn (`max_retain_samples`): what was never learnt can't be kept. Lower it."
+                )
+        target_splits = [] if self.target_split is None else [self.target_split]
+        names = {"splits": self.splits, "target_split": target_splits}
+        for name, splits in (names | {"retain_model_name_or_path": self.retain_model_name_or_path}).items():
+            for split in splits:
+                if split not in FORGET_SPLITS:
+                    raise ValueError(
+                        f"`{name}`: `{split}` is not one of TOFU's forget splits, {', '.join(FORGET_SPLITS)}."
+                    )
         self.target_split = self.target_split or max(self.splits)
         if max(self.splits) > self.target_split:
             raise ValueError(
@@ -150,6 +168,8 @@ class CompareConfig:
         self.case_study = {"questions": [], "beginnings": []} | self.case_study
         if set(self.case_study) != {"questions", "beginnings"}:
             raise ValueError("`case_study` takes `questions` and `beginnings`.")
+        if not all(isinstance(one, list) for one in self.case_study.values()):
+            raise ValueError("`questions` and `beginnings` of `case_study` must be lists.")
         if any(set(one) != {"row", "words"} for one in self.case_study["beginnings"]):
             raise ValueError("Each of `beginnings` in `case_study` takes a `row` and a number of `words`.")
         if any(not isinstance(one["words"], int) or one["words"] < 1 for one in self.case_study["beginnings"]):
@@ -174,10 +194,9 @@ class CompareConfig:
             raise ValueError(f"`runs[{index}]` has `retain: {run['retain']!r}`: use one of {', '.join(RETAIN_TERMS)}.")
         if run["setting"] is not None:
             run["setting"] = str(run["setting"])  # such as `setting: 8.0`
-        if "augment" in run and command not in AUGMENTED_COMMANDS:
+        if "augment" in run and not uses_augmented_model(command):
             raise ValueError(f"`runs[{index}]` ({command}) has no augmented model. Remove `augment`.")
-        if not isinstance(run["seeds"], list):
-            raise ValueError(f"`seeds` of `runs[{index}]` must be a list, and is {run['seeds']!r}.")
+        self._check_seeds(f"`seeds` of `runs[{index}]`", run["seeds"])
         if run["method"] in ("target", "retain"):
             raise ValueError(f"`runs[{index}]` is called `{run['method']}`, which is a reference's name.")
         if command in ("idk", "dpo") and self.refusals_path is None:
@@ -188,6 +207,14 @@ class CompareConfig:
                 f"`runs[{index}]` ({command}) has `retain: {run['retain']}`: it takes {', '.join(possible[command])}."
             )
         return run
+
+    @staticmethod
+    def _check_seeds(where: str, seeds: Any) -> None:
+        if not isinstance(seeds, list) or not seeds:
+            raise ValueError(f"{where} must be a list of seeds, and is {seeds!r}.")
+        for seed in seeds:
+            if not isinstance(seed, int) or not 0 <= seed < 2**32:
+                raise ValueError(f"{where}: {seed!r} is no seed. Give whole numbers from 0 to {2**32 - 1}.")
 
     @staticmethod
     def settings_of(run: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ def retain_set(dataset_name: str, split: str, max_retain_samples: int | None) ->
         split (`str`):
             Forget split.
         max_retain_samples (`int`, *optional*):
-            First rows of `full`, among which are those of `retain_perturbed`: the retain set of every split, also where the
-            target has learnt more than these and the split. If `None`, the split's own retain set.
+            First rows of `full`, among which are those of `retain_perturbed`: the retain set of every split, also
+            where the target has learnt more than these and the split. If `None`, the split's own retain set.
 
     Returns:
         [`~datasets.Dataset`]:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from unlearn_eval.questions import load_configuration
 from unlearn_eval.results import read_json
 
+from ..methods import METHODS
 from .config import TRAINED_COMMANDS, CompareConfig
 from .data import training_sets
 from .plan import DONE_FILE, Job
@@ -84,7 +85,8 @@ class Estimate:
         size = self.sizes[settings["forget_split"]]
         samples = size * (1 if settings["retain"] == "none" else 2)
         scored = (size + self.config.epoch_retain_samples) * _ANSWERS * _TOKENS / 2
-        return float(settings["arguments"].get("num_train_epochs", 10)) * (3 * _TOKENS * samples + scored) + 2 * full
+        epochs = settings["arguments"].get("num_train_epochs", 10 if settings["command"] in METHODS else 3)
+        return float(epochs) * (3 * _TOKENS * samples + scored) + 2 * full
 
 
 def matmul_speed(slot: Slot, dtype: torch.dtype) -> float:
@@ -100,6 +102,9 @@ def matmul_speed(slot: Slot, dtype: torch.dtype) -> float:
         (matrix @ matrix)[0, 0].item()
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     torch.set_num_threads(threads)
+    if device == "cuda":  # a job is about to start on this GPU
+        del matrix
+        torch.cuda.empty_cache()
     return best
 
 

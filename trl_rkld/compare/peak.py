@@ -6,8 +6,9 @@ from unlearn_eval import TofuEvalCallback
 
 class PeakCallback(TofuEvalCallback):
     """
-    [`~unlearn_eval.TofuEvalCallback`] that keeps the epoch of the highest forget quality, the first of equals, whatever the
-    utility: what the RKLD paper reports of each method (https://huggingface.co/papers/2406.01983, section "Experiments").
+    [`~unlearn_eval.TofuEvalCallback`] that keeps the epoch of the highest forget quality, the first of equals,
+    whatever the utility: what the RKLD paper reports of each method (https://huggingface.co/papers/2406.01983, section
+    "Experiments").
     """
 
     def __init__(self, trainer, **kwargs):

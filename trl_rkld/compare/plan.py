@@ -10,19 +10,18 @@ from typing import Any
 from unlearn_eval.fingerprint import hash_contents, hash_json
 from unlearn_eval.results import read_json
 
-from .config import AUGMENTED_COMMANDS, CompareConfig
+from .config import CompareConfig, uses_augmented_model
 
 
 JOB_FILE, HISTORY_FILE, DONE_FILE = "job.json", "history.json", "done.json"
+TASK_FILE, LOG_FILE = "task.json", "log.txt"
 
 # Settings of the evaluation that decide no number: what does not fit into memory may go on in smaller batches.
 _HOW_COMPUTED = {
     "batch_size",
     "batch_tokens",
-    "data_parallel_size",
     "gpu_memory_utilization",
     "overwrite",
-    "tensor_parallel_size",
 }
 
 
@@ -92,7 +91,8 @@ def make_plan(config: CompareConfig) -> list[Job]:
 
 def left_to_do(jobs: list[Job]) -> list[Job]:
     """
-    The jobs whose results are missing, and the models that these need; a model that nothing needs any more is not made.
+    The jobs whose results are missing, and the models that these need; a model that nothing needs any more is not
+    made.
 
     Args:
         jobs (`list[Job]`):
@@ -119,19 +119,22 @@ def remove_temporary(jobs: list[Job]) -> None:
 
 
 def check_folders(jobs: list[Job]) -> None:
-    """Raise where a job's folder holds the result of other settings."""
-    for job in jobs:
-        path = job.folder / JOB_FILE
-        if not path.is_file():
-            continue
-        theirs = read_json(path)
-        if theirs != job.settings:
-            different = ", ".join(_differences(theirs, job.settings))
-            files = " (`contents`: models and data files of the same names)" if "contents" in different else ""
-            raise ValueError(
-                f"`{job.folder}` holds the result of other settings: {different} differ{files}. Choose another `output_dir` "
-                "(or `models_dir`), give the run another `setting`, or remove that folder."
-            )
+    """Raise where jobs' folders hold results of other settings, be it unfinished ones."""
+    others = [job for job in jobs if _has_begun(job.folder) and read_json(job.folder / JOB_FILE) != job.settings]
+    if others:
+        folders = ", ".join(f"`{job.folder}`" for job in others)
+        different = ", ".join(_differences(read_json(others[0].folder / JOB_FILE), others[0].settings))
+        files = " (`contents`: models and data files of the same names)" if "contents" in different else ""
+        raise ValueError(
+            f"{folders}: results of other settings are there. In the first, {different} differ{files}. Choose another "
+            "`output_dir` (or `models_dir`), give the run another `setting`, or remove what is named."
+        )
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a job has left more than what it was started with: one that failed before may be given other settings."""
+    started_with = [folder / name for name in (JOB_FILE, TASK_FILE, LOG_FILE)]
+    return started_with[0].is_file() and any(path.is_file() and path not in started_with for path in folder.rglob("*"))
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
@@ -193,7 +196,7 @@ class _Plan:
         }
         sources = (config.dataset_name, self._given("target", split), settings["refusals_path"])
         settings["contents"] = self._contents(*sources)
-        if command in AUGMENTED_COMMANDS:
+        if uses_augmented_model(command):
             augmented = self._augmented(run, split, seed)
             needs, settings["augmented_model"] = (*needs, augmented), str(self.jobs[augmented].folder)
         row = {"split": split, "method": run["method"], "setting": run["setting"], "seed": seed}

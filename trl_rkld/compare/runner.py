@@ -2,17 +2,20 @@
 """Starts the jobs, each in a process of its own, as soon as what they need is done and a slot is free."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from unlearn_eval.results import write_json
 
-from .plan import JOB_FILE, Job, left_to_do, remove_temporary
+from .plan import JOB_FILE, LOG_FILE, TASK_FILE, Job, left_to_do, remove_temporary
 
 
 # Where a job runs, as environment variables: `CUDA_VISIBLE_DEVICES`, empty on the CPU.
@@ -38,13 +41,16 @@ def slots(use_cpu: bool, cpu_jobs: int) -> list[Slot]:
         if cpu_jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
             slot["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // cpu_jobs))
         return [slot] * cpu_jobs
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    return [{"CUDA_VISIBLE_DEVICES": device} for device in visible.split(",")]
+    count = torch.cuda.device_count()  # the variable may name more than there are
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    devices = [device.strip() for device in visible.split(",") if device.strip()]
+    return [{"CUDA_VISIBLE_DEVICES": device} for device in devices[:count]]
 
 
 def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], Any]) -> list[Job]:
     """
-    Do all jobs that are left to do. One that fails keeps only those from starting that need it.
+    Do all jobs that are left to do. One that fails keeps only those from starting that need it. A GPU on which two
+    have failed, one after the other, is left out while there are others: it would soon have taken all.
 
     Args:
         jobs (`list[Job]`):
@@ -63,6 +69,7 @@ def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], 
     done = {job.name for job in jobs if job not in waiting}
     running: list[tuple[Job, Slot, subprocess.Popen, float]] = []
     failed: list[Job] = []
+    in_a_row: Counter[str] = Counter()  # failures on a GPU since one was done there
     try:
         while True:
             for job in [job for job in waiting if done.issuperset(job.needs)][: len(free)]:
@@ -76,16 +83,27 @@ def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], 
             for one in ended:
                 job, slot, process, start = one
                 running.remove(one)
-                free.append(slot)
-                if process.returncode == 0 and job.is_done:
+                gpu = slot["CUDA_VISIBLE_DEVICES"]
+                if job.is_done:
+                    in_a_row[gpu] = 0
                     done.add(job.name)
                     on_done(job, time.monotonic() - start)
                 else:
+                    in_a_row[gpu] += 1
                     failed.append(job)
-                    print(f"✗ {job.name} failed; its log: {job.folder / 'log.txt'}", flush=True)
+                    print(
+                        f"✗ {job.name} failed (exit code {process.returncode}); its log: {job.folder / LOG_FILE}",
+                        flush=True,
+                    )
+                if gpu and in_a_row[gpu] > 1 and (free or running):
+                    print(f"✗ GPU {gpu} is left out: two jobs have failed there, one after the other.", flush=True)
+                else:
+                    free.append(slot)
     finally:
         for _, _, process, _ in running:
-            process.kill()
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.killpg(process.pid, signal.SIGKILL)  # and vLLM's engine, a process of its own
+            process.wait()
 
 
 def _start(job: Job, slot: Slot) -> subprocess.Popen:
@@ -99,12 +117,14 @@ def _start(job: Job, slot: Slot) -> subprocess.Popen:
         "use_cpu": not slot["CUDA_VISIBLE_DEVICES"],
         "goes_on": goes_on,
     }
-    write_json(job.folder / "task.json", task)
-    with open(job.folder / "log.txt", "ab") as log:
+    write_json(job.folder / TASK_FILE, task)
+    with open(job.folder / LOG_FILE, "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "trl_rkld.compare.worker", str(job.folder)],
+            # -P: a file `select.py` where the command is started must not be taken for Python's own
+            [sys.executable, "-P", "-m", "trl_rkld.compare.worker", str(job.folder)],
             stdin=subprocess.PIPE,  # never written to; its end tells the worker that this process is gone
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | slot,
+            start_new_session=True,
         )

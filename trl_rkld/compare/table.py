@@ -22,6 +22,9 @@ EPOCH_COLUMNS = ("forget_truth_ratio", "retain_prob", "retain_truth_ratio")
 ALL_COLUMNS = (*COLUMNS, *EPOCH_COLUMNS, *MODEL_UTILITY_METRICS)
 _OF_HISTORY = ("forget_quality", "ks_d", "forget_prob", "extraction_strength", *EPOCH_COLUMNS)
 
+# Where the target, which knows everything, has a larger p, no smaller one can be expected of any method.
+_TELLS_APART = 0.01
+
 Row = dict[str, Any]
 
 
@@ -110,7 +113,8 @@ def _csv(rows: list[Row]) -> str:
 
 def tables(rows: list[Row]) -> str:
     """
-    The tables "chosen epoch" and "last epoch" of each split in markdown, with mean and standard deviation over the seeds.
+    The tables "chosen epoch" and "last epoch" of each split in markdown, with mean and standard deviation over the
+    seeds.
 
     Args:
         rows (`list[Row]`):
@@ -130,6 +134,11 @@ def tables(rows: list[Row]) -> str:
             f"## {split}, epoch of the highest forget quality (the first of equals)\n\n{_table(list(filter(_is_shown, of_split)))}"
         )
         parts.append(f"## {split}, last epoch\n\n{_table(list(last.values()))}")
+        target = next((row["forget_quality"] for row in of_split if row["method"] == TARGET), None)
+        if target is not None and target >= _TELLS_APART:
+            parts.append(
+                f"The target itself has p = {target:.2g}: with so few questions forget quality can't tell methods apart.\n"
+            )
     return "\n".join(parts)
 
 

@@ -104,8 +104,7 @@ def evaluate_teacher(original: str, augmented: str, alpha: float, config: EvalCo
     retain_log = None if config.retain_logs is None else read_log(config.retain_logs)
     job = Job(checkpoint, load_rows(config), config, None if retain_log is None else hash_json(retain_log))
     models = [load_base(one, config) for one in checkpoints]
-    batch_tokens = config.batch_tokens or (2048 if models[0].device.type == "cpu" else 8192)
-    backend = TeacherBackend(*models, alpha, job.end_ids, batch_tokens, config.batch_size)
+    backend = TeacherBackend(*models, alpha, job.end_ids, config.batch_tokens, config.batch_size)
     try:
         for task in ("score", "generate"):
             job.run(task, backend)

@@ -9,11 +9,14 @@ journal.
 import gc
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
 
 from unlearn_eval import EvalConfig
 from unlearn_eval.callback import BEST_FOLDER, RECORD_FILE
@@ -25,7 +28,7 @@ from .arguments import parse
 from .case_study import examine
 from .config import TRAINED_COMMANDS
 from .data import training_sets
-from .plan import DONE_FILE, HISTORY_FILE
+from .plan import DONE_FILE, HISTORY_FILE, TASK_FILE
 
 
 # The history of what is made in one step.
@@ -41,7 +44,7 @@ def main(folder: Path) -> None:
             The job's folder.
     """
     start = time.monotonic()
-    task = read_json(folder / "task.json")
+    task = read_json(folder / TASK_FILE)
     if task["options"] is not None:
         task["settings"]["evaluation"] |= task["options"]["evaluation"]
     {"finetune": finetune, "evaluate": evaluate_reference, "unlearn": unlearn}[task["kind"]](folder, **task)
@@ -55,7 +58,8 @@ def finetune(folder: Path, settings: dict[str, Any], use_cpu: bool, **_: Any) ->
 
     ours = _trained(settings["model"], folder, use_cpu) | {"seed": settings["seed"]}
     parsed = parse("finetune", "`finetune`", settings["arguments"], **ours)
-    trainer = make_trainer(training_sets(**settings["sets"]), *parsed)
+    sets = training_sets(**settings["sets"])
+    trainer = make_trainer(*parsed, forget_set=sets.get("forget"), retain_set=sets.get("retain"))
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     trainer.save_model(str(folder))
     _remove_checkpoints(folder)
@@ -76,6 +80,7 @@ def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use
     if not (folder / HISTORY_FILE).is_file():
         make = _train if settings["command"] in TRAINED_COMMANDS else _subtract
         write_json(folder / HISTORY_FILE, make(models, settings, use_cpu))
+    _remove_checkpoints(models)
     history = read_json(folder / HISTORY_FILE)
     _evaluate(str(models / BEST_FOLDER), folder / "chosen", settings)
     if history["last"] != history["chosen"]:  # else one model, one evaluation
@@ -106,12 +111,12 @@ def _train(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, A
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(models))
     trainer.save_model(str(models / "last"))
-    if read_json(models / BEST_FOLDER / RECORD_FILE)["step"] != callback.best["step"]:
+    best = models / BEST_FOLDER / RECORD_FILE
+    if not best.is_file() or read_json(best)["step"] != callback.best["step"]:
         # A run that was killed and went on saw other numbers the second time (another device?).
         shutil.rmtree(models)
         raise RuntimeError("The best epoch's model is of another epoch. Start again: this run begins anew.")
     result = {"epochs": callback.history[1:], "chosen": callback.best["epoch"], "last": callback.history[-1]["epoch"]}
-    _remove_checkpoints(models)
     del trainer, callback
     gc.collect()
     return result
@@ -164,7 +169,7 @@ def _evaluate_teacher(folder: Path, settings: dict[str, Any]) -> None:
     """The teacher: no model is made."""
     from .teacher import evaluate_teacher
 
-    alpha = settings["arguments"].get("alpha", 8.0)
+    alpha = settings["arguments"].get("alpha", method_class("rkld", "Config").alpha)
     evaluate_teacher(settings["model"], settings["augmented_model"], alpha, _eval_config(settings, folder / "chosen"))
     write_json(folder / HISTORY_FILE, NO_EPOCHS)
 
@@ -207,14 +212,14 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 def _remove_checkpoints(folder: Path) -> None:
     for path in folder.glob("checkpoint-*"):
-        (path / "trainer_state.json").unlink(missing_ok=True)  # half removed, it must not be taken for a whole one
+        (path / TRAINER_STATE_NAME).unlink(missing_ok=True)  # half removed, it must not be taken for a whole one
         shutil.rmtree(path)
 
 
 def _die_with_parent() -> None:
-    """The parent holds the other end of the standard input: when it is killed, so is this process."""
+    """The parent holds the other end of the standard input: when it is killed, so is this process, with its own children."""
     os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
