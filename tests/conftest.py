@@ -118,8 +118,8 @@ def history(trainer, *keys):
 
 def assert_two_processes_are_one(folder, *method):
     """
-    `ddp_run.py`, DDP on two CPU processes, each with half of the batch, against one process with all of it. The weights are
-    compared as a whole: where a gradient is almost zero, Adam makes a last digit a step.
+    `ddp_run.py`, DDP on two CPU processes, each with half of the batch, against one process with all of it. The
+    weights are compared as a whole: where a gradient is almost zero, Adam makes a last digit a step.
     """
     for processes in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """
-Imported at the start of every process by `test_killed_comparison_goes_on`: the worker of one job kills the comparison that
-started it, at a given moment, and then hangs as if in a long computation.
+Imported at the start of every process by `test_killed_comparison_goes_on`: the worker of one job kills the comparison
+that started it, at a given moment, and then hangs as if in a long computation.
 """
 
 import os

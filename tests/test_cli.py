@@ -124,6 +124,9 @@ def test_recipes_are_listed_and_copied(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"config_qlora.yaml", "forget.jsonl", "keep.jsonl"}
     assert main(["recipes", "deletion_request/config_qlora", "--output_dir", str(tmp_path)]) == 2
     assert "exists" in capsys.readouterr().err
+    (tmp_path / "config_qlora.yaml").unlink()
+    assert main(["recipes", "deletion_request/config_qlora", "--output_dir", str(tmp_path)]) == 2
+    assert not (tmp_path / "config_qlora.yaml").exists()  # half a recipe would be in the way of the next try
     assert main(["recipes", "nonsense"]) == 2
 
 
@@ -258,16 +261,16 @@ def test_dry_run_looks_for_the_augmented_model(data, llama_path):
 
 
 def test_an_adapter_goes_on_with_its_base(llama_path, tokenizer, tmp_path):
-    """Revision and quantisation of the base are those of the adapter's record, and stand in the next one."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama_path), LoraConfig(target_modules=["q_proj"]))
-    model.save_pretrained(tmp_path)
+    """Revision and quantisation of the base are those that the adapter was made for, and stand in the next one."""
+    config = LoraConfig(target_modules=["q_proj"], revision="v1")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(llama_path), config).save_pretrained(tmp_path)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    record = {"base_revision": "v1", "dtype": "bfloat16", "quantization": quantization.to_dict()}
+    record = {"dtype": "bfloat16", "quantization": quantization.to_dict()}
     write_record(tmp_path, record)
     args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False)
     model = trainer_model_arguments(ModelConfig(model_name_or_path=str(tmp_path)), args)["model"]
-    saved = base_record(model, None)
-    assert (saved["base_revision"], saved["dtype"]) == ("v1", "bfloat16")
+    saved = base_record(model)
+    assert (model.active_peft_config.revision, saved["dtype"]) == ("v1", "bfloat16")
     assert saved["quantization"]["bnb_4bit_use_double_quant"]
 
 
@@ -298,7 +301,8 @@ def test_finetune(adapter, data, llama_path):
     [
         ({"dataset_name": "texts.jsonl"}, "forget dataset holds texts or tokens"),
         ({"dataset_name": "other.jsonl"}, r"forget dataset has the columns ['foo']"),
-        ({"eval_dataset_name": "keep.jsonl"}, "`eval_dataset_name` is for the unlearning methods"),
+        ({"eval_dataset_name": "keep.jsonl"}, "unknown key in the config file: `eval_dataset_name`"),
+        ({"max_retain_samples": 0}, "`max_retain_samples=0` must be positive"),
         ({"dataset_streaming": True}, "`dataset_streaming` is for Python only"),
     ],
 )

@@ -82,6 +82,8 @@ def test_system_prompt_and_question_template(tokenizer, llama, tmp_path):
     assert tokenizer.decode(sample["input_ids"]).startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user")
     sample = prepared(tokenizer, llama, tmp_path, [row], question_template="[INST] {question} [/INST]")
     assert tokenizer.decode(sample["input_ids"]) == f"[INST] {QUESTION} [/INST]{ANSWER}<|im_end|>"
+    sample = prepared(tokenizer, llama, tmp_path, [row], question_template='{question} {"tools": []} ')
+    assert tokenizer.decode(sample["input_ids"]) == f'{QUESTION} {{"tools": []}} {ANSWER}<|im_end|>'
 
 
 def test_training_and_evaluation_tokenise_alike(tokenizer, llama, tmp_path):
@@ -217,6 +219,9 @@ def test_streaming_with_a_live_teacher(tokenizer, llama, tmp_path):
     )
     trainer.train()
     assert len(history(trainer, "loss")) == 3
+    trainer.save_model()
+    card = (tmp_path / "output" / "README.md").read_text()
+    assert "forget streamed records with RKLD" in card and "SHA-256" not in card and "`None`" not in card
 
 
 def test_several_evaluation_sets(tokenizer, llama, tmp_path):

@@ -82,6 +82,12 @@ def test_settings(changed, message, llama_path, settings, no_model):
         refused(llama_path, settings | changed, message)
 
 
+@pytest.mark.parametrize("name", ["forget_dataset", "retain_dataset", "holdout_dataset"])
+def test_missing_own_file(name, llama_path, settings, no_model):
+    settings |= {"forget_dataset": __file__} | {name: "x.jsonl"}
+    refused(llama_path, settings, f"`{name}='x.jsonl'` does not exist", FileNotFoundError)
+
+
 def test_no_or_several_models(llama_path, settings, no_model):
     refused([], settings, "`model_name_or_path` is required")
     refused([llama_path] * 2, settings | {"compare_to": llama_path}, "`compare_to` is for one model")

@@ -553,6 +553,16 @@ def test_own_data_of_the_forget_set_alone(target, own, tmp_path):
     assert log["retain_utility"]["agg_value"] is None
 
 
+def test_own_data_with_texts_beside(target, own, tmp_path):
+    """A column `text` that is not asked for takes nothing away from conversations."""
+    rows = own_records("messages", "forget")
+    plain = evaluate(target, forget_dataset=write_lines(tmp_path / "forget.jsonl", rows), **own)
+    path = write_lines(tmp_path / "beside.jsonl", [row | {"text": "a b c"} for row in rows])
+    log = evaluate(target, forget_dataset=path, **own | {"output_dir": str(tmp_path / "beside")})
+    for name in ("forget_Q_A_Prob", "forget_Q_A_ROUGE"):
+        assert_close(log[name], plain[name])
+
+
 def test_own_data_with_a_retain_log(target, retain_model, own, tmp_path):
     """Without wrong answers there is no forget quality, but leakage is still held against the retain-only model's."""
     paths = {

@@ -97,8 +97,8 @@ def test_cached_is_live(method, row, retain_loss_type, half_memorised, tokenizer
 @pytest.mark.parametrize("method", BASELINES)
 def test_batch_size_times_accumulation(method, batch_size, half_memorised, tokenizer, tmp_path):
     """
-    One batch of four, or accumulated: each token, or each answer, weighs the same. The answers differ in length, and the
-    epoch ends in a window of one sample.
+    One batch of four, or accumulated: each token, or each answer, weighs the same. The answers differ in length, and
+    the epoch ends in a window of one sample.
     """
     augmented = {"augmented_learning_rate": 1e-3} if method == "whp" else {}
     whole, parts = (
@@ -197,11 +197,11 @@ def test_a_checkpoint_of_another_method_is_refused(before, after, llama_path, to
 @pytest.mark.parametrize(
     ("method", "settings", "change", "message"),
     [
-        ("npo", {"beta": 0.1}, {"beta": 0.2}, "another teacher: `beta` changed"),
-        ("undial", {}, {"label_penalty": 3.0}, "another teacher: `label_penalty` changed"),
-        ("simnpo", {}, {"gamma": 0.5}, "other settings: `gamma` changed"),
-        ("grad-diff", {}, {"data": rows(FORGET[:4])}, "other settings: the forget set changed"),
-        ("simnpo", {"retain": RETAIN}, {"retain": RETAIN[:4]}, "other settings: the retain set changed"),
+        ("npo", {"beta": 0.1}, {"beta": 0.2}, "`beta` changed"),
+        ("undial", {}, {"label_penalty": 3.0}, "`label_penalty` changed"),
+        ("simnpo", {}, {"gamma": 0.5}, "`gamma` changed"),
+        ("grad-diff", {}, {"data": rows(FORGET[:4])}, "the forget set changed"),
+        ("simnpo", {"retain": RETAIN}, {"retain": RETAIN[:4]}, "the retain set changed"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(
@@ -209,5 +209,5 @@ def test_resuming_with_other_settings_is_refused(
 ):
     killed(method, tokenizer, llama_path, tmp_path, monkeypatch, **settings)
     trainer = make(method, "full", llama_path, tokenizer, tmp_path, **(settings | change))
-    with pytest.raises(ValueError, match=f"can't be resumed with {message} since"):
+    with pytest.raises(ValueError, match=f"can't be resumed: {message} since"):
         trainer.train(resume_from_checkpoint=True)

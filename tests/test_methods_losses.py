@@ -66,8 +66,8 @@ def oracle_forget_loss(method, args, student, original, augmented):
 @pytest.mark.parametrize("method", ["rkld", *BASELINES])
 def test_three_steps_of_plain_torch(method, retain_loss_type, half_memorised, memorised, tokenizer, tmp_path):
     """
-    Loss and gradient norm of the first three steps are those of a loop of a few lines, which has the models' own logits,
-    autograd, and one answer at a time. From the second step on the student is no longer the original.
+    Loss and gradient norm of the first three steps are those of a loop of a few lines, which has the models' own
+    logits, autograd, and one answer at a time. From the second step on the student is no longer the original.
     """
     names = {"npo": {"beta": 0.3}, "simnpo": {"beta": 1.5, "gamma": 0.4}, "undial": {"label_penalty": 4.0}}
     settings = names.get(method, {})

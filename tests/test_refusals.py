@@ -311,6 +311,15 @@ def test_main(command, memorised, refusals_path, tmp_path, monkeypatch):
 # ---- Errors, before a model is loaded ----
 
 
+def test_a_long_retained_row_is_named_by_its_place(memorised, refusals_path, tmp_path):
+    """Not by that among the rows drawn from them."""
+    retain = [*RETAIN, (RETAIN[0][0], "No. " * 200)]
+    with pytest.raises(
+        ValueError, match=rf"Row {len(RETAIN)} of the retain dataset has \d+ tokens, so `max_length=100`"
+    ):
+        make("idk", memorised, refusals_path, tmp_path, retain=retain, forget=FORGET[:2], max_length=100)
+
+
 @pytest.mark.parametrize("command", ["idk", "dpo"])
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -340,8 +349,8 @@ def test_dpo_refuses_a_retain_set(memorised, refusals_path, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["idk", "dpo"])
-def test_dry_run_is_refused(command, memorised, refusals_path, tmp_path):
-    with pytest.raises(ValueError, match="`dry_run` is for the unlearning methods"):
+def test_dry_run_is_for_the_unlearning_methods(command, memorised, refusals_path, tmp_path):
+    with pytest.raises(ValueError, match="--dry_run"):
         parse(command, memorised, refusals_path, tmp_path, dry_run=True)
 
 

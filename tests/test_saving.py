@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import FORGET, RETAIN, config, history, rows, tiny_llama
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback, TrainingArguments
 from trl import SFTConfig
@@ -29,6 +29,13 @@ def lora_trainer(path, tokenizer, folder, quantization=None, **kwargs):
         quantization_config=quantization,
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
     )
+
+
+def test_an_adapter_names_the_revision_of_its_base(llama_path, tokenizer, tmp_path):
+    """Where PEFT looks for it: whoever loads the adapter gets the weights that it was trained on."""
+    trainer = lora_trainer(llama_path, tokenizer, tmp_path, model_init_kwargs={"revision": "v1", "dtype": "float32"})
+    trainer.save_model()
+    assert PeftConfig.from_pretrained(tmp_path / "output").revision == "v1"
 
 
 def test_card_and_record(llama, tokenizer, tmp_path):
@@ -203,7 +210,7 @@ def test_resuming_with_another_teacher_is_refused(change, message, tokenizer, tm
     retain = rows(change.pop("retain_dataset")) if "retain_dataset" in change else None
     args = config(tmp_path, save_strategy="steps", save_steps=2, **change)
     trainer = RKLDTrainer(model, args=args, train_dataset=data, retain_dataset=retain, processing_class=tokenizer)
-    with pytest.raises(ValueError, match=f"can't be resumed with another teacher: .*{message}"):
+    with pytest.raises(ValueError, match=f"can't be resumed: .*{message}"):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -237,7 +244,12 @@ class _FailOnce(TrainerCallback):
 
 def test_incomplete_checkpoint_is_passed_over(tokenizer, tmp_path, monkeypatch):
     checkpoint = unfinished(tokenizer, tmp_path, monkeypatch)
-    (tmp_path / "output" / "checkpoint-4").mkdir()  # killed while it was written
+    for name in (
+        "checkpoint-4",
+        "checkpoint-6",
+    ):  # killed while they were written, one before its last file, one in it
+        (tmp_path / "output" / name).mkdir()
+    (tmp_path / "output" / "checkpoint-6" / "trainer_state.json").write_text('{"global_step": ')
     args = config(tmp_path, save_strategy="no")
     trainer = RKLDTrainer(
         tiny_llama(len(tokenizer), tie_word_embeddings=True),

@@ -186,7 +186,7 @@ def test_record_tells_how_the_base_was_held(base, tokenizer, tmp_path):
         save_adapter(tmp_path / f"adapter{seed}", base, tokenizer, seed, **LORAS["plain"]) for seed in (1, 2)
     )
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4").to_dict()
-    record = {"method": "RKLD", "finished": True, "dtype": "float32", "base_revision": None, "adapter": "x"}
+    record = {"method": "RKLD", "finished": True, "dtype": "float32", "adapter": "x"}
     record |= {"quantization": quantization, "settings": {"alpha": 8.0}}
     write_record(original, json.loads(json.dumps(record)))
     subtract(original, augmented, str(tmp_path / "result"), scale=1.5)

@@ -53,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"trl-rkld {command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"trl-rkld {command}: interrupted", file=sys.stderr)
+        return 130
     print(f"trl-rkld: there is no command `{command}`.\n\n{_usage()}", file=sys.stderr)
     return 2
 

@@ -82,11 +82,12 @@ def run_recipes(arguments: list[str]) -> int:
     if args.name not in list_recipes():
         raise ValueError(f"there is no recipe `{args.name}`. The recipes are:\n  " + "\n  ".join(list_recipes()))
     source = recipe_path(args.name)
-    for path in [source, *source.parent.glob("*.jsonl")]:
-        target = Path(args.output_dir) / path.name
+    output = Path(args.output_dir)
+    files = [source, *source.parent.glob("*.jsonl")]
+    for target in [output / path.name for path in files]:
         if target.exists():
             raise ValueError(f"`{target}` exists. Choose another --output_dir, or move it away.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-        print(target)
+    output.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        print(shutil.copy(path, output / path.name))
     return 0

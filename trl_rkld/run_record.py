@@ -51,9 +51,15 @@ def checkpoints(output_dir: str) -> list[Path]:
     paths = [
         path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
     ]
-    # The Trainer writes its state last.
-    complete = [path for path in paths if (path / "trainer_state.json").is_file()]
-    return sorted(complete, key=lambda path: int(path.name.split("-")[-1]))
+    return sorted(filter(_is_whole, paths), key=lambda path: int(path.name.split("-")[-1]))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:  # the Trainer writes its state last, and a kill or a full disk may cut it off
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def mark_finished(output_dir: str) -> None:
@@ -64,7 +70,7 @@ def mark_finished(output_dir: str) -> None:
             write_record(path, record | {"finished": True})
 
 
-def refuse_unfinished(model_path: str, forget_set: str, output_dir: str, adapter: str | None = None) -> None:
+def refuse_unfinished(model_path: str, forget_set: str | None, output_dir: str, adapter: str | None = None) -> None:
     """
     Raise where a model is a checkpoint of an unfinished run that forgets the same records: it would be taken for the
     original.
@@ -72,13 +78,15 @@ def refuse_unfinished(model_path: str, forget_set: str, output_dir: str, adapter
     Args:
         model_path (`str`):
             Where the model was loaded from.
-        forget_set (`str`):
-            SHA-256 of the forget set.
+        forget_set (`str`, *optional*):
+            SHA-256 of the forget set. A streamed one has none, and can't be told from another.
         output_dir (`str`):
             Output folder of the run, among whose checkpoints the model may be.
         adapter (`str`, *optional*):
             SHA-256 of the adapter's weights: PEFT does not say where an adapter was loaded from.
     """
+    if forget_set is None:
+        return
     # A model that was built in memory has no path.
     records = {model_path: read_record(model_path)} if model_path else {}
     if adapter is not None:
@@ -111,12 +119,15 @@ def complete_checkpoint(output_dir: str, resume_from_checkpoint: str | bool | No
     """
     if not resume_from_checkpoint:
         return None
-    if resume_from_checkpoint is not True and Path(resume_from_checkpoint, "trainer_state.json").is_file():
+    if resume_from_checkpoint is not True and _is_whole(Path(resume_from_checkpoint)):
         return str(resume_from_checkpoint)
     folder = output_dir if resume_from_checkpoint is True else str(resume_from_checkpoint)
     found = checkpoints(folder)
     if not found:
-        raise ValueError(f"`resume_from_checkpoint`: {folder!r} has no whole checkpoint, and is none.")
+        raise ValueError(
+            f"`resume_from_checkpoint`: {folder!r} has no whole checkpoint, and is none. Name a checkpoint or a run's "
+            "`output_dir`, or start without it."
+        )
     return str(found[-1])
 
 
@@ -138,7 +149,10 @@ def stopped_at(checkpoint: str) -> int | None:
 
 
 def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
-    """Raise where a checkpoint was made by another method or with another teacher; return that teacher's digest."""
+    """
+    Raise where a checkpoint was made by another method, with other settings, from other data or with another teacher;
+    return the digest of its teacher.
+    """
     record = read_record(checkpoint)
     if record is None or record["method"] != current["method"]:
         raise ValueError(f"The checkpoint `{checkpoint}` was not made by {current['method']}. It can't be resumed.")
@@ -151,9 +165,8 @@ def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
     teacher = current["teacher"] or {}
     changed += [f"the {part}" for part, value in teacher.items() if (record["teacher"] or {}).get(part) != value]
     if changed:
-        other = "another teacher" if teacher else "other settings"
         raise ValueError(
-            f"The checkpoint `{checkpoint}` can't be resumed with {other}: {', '.join(changed)} changed since. "
+            f"The checkpoint `{checkpoint}` can't be resumed: {', '.join(changed)} changed since. "
             "Pass the same original model, data and settings as before, or start without `resume_from_checkpoint`."
         )
     return record["teacher_digest"]

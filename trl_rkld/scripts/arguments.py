@@ -1,18 +1,14 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 from dataclasses import dataclass, field
 
+from transformers import IntervalStrategy
 from trl import ScriptArguments
 
 
-QUESTION_TEMPLATE_HELP = (
-    "Plain format with a `{question}` field, instead of the chat template: '[INST] {question} [/INST]', say."
-)
-
-
 @dataclass
-class UnlearningScriptArguments(ScriptArguments):
+class RecordScriptArguments(ScriptArguments):
     """
-    Arguments of the training scripts: which records to forget, and which to keep.
+    What all training commands take: which records to forget, and which to keep.
 
     Args:
         dataset_name (`str`):
@@ -23,11 +19,6 @@ class UnlearningScriptArguments(ScriptArguments):
             The same for the retain set.
         max_retain_samples (`int`, *optional*):
             Use only the first rows of the retain set.
-        eval_dataset_name, eval_dataset_config, eval_dataset_split (`str`, *optional*):
-            The same for the evaluation set, needed where `eval_strategy` is not `"no"`.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Check everything, and print one sample with its counted tokens marked (on a terminal only), the number of
-            updates and an estimate of the memory. Loads no weights.
     """
 
     retain_dataset_name: str | None = field(
@@ -40,24 +31,14 @@ class UnlearningScriptArguments(ScriptArguments):
     max_retain_samples: int | None = field(
         default=None, metadata={"help": "Use only the first rows of the retain set."}
     )
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Evaluation set, needed where `eval_strategy` is not 'no'."}
-    )
-    eval_dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the evaluation set on the Hub."}
-    )
-    eval_dataset_split: str = field(default="train", metadata={"help": "Split of the evaluation set on the Hub."})
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Check everything, and print one sample with its counted tokens marked (on a terminal only), the "
-            "number of updates and an estimate of the memory. Loads no weights."
-        },
-    )
 
     def __post_init__(self):
         if self.dataset_streaming:
             raise ValueError("`dataset_streaming` is for Python only: pass a trainer an `IterableDataset`. Remove it.")
+        if self.max_retain_samples is not None and self.max_retain_samples < 1:
+            raise ValueError(
+                f"`max_retain_samples={self.max_retain_samples}` must be positive. To keep nothing, remove `retain_dataset_name`."
+            )
 
     def forget_set(self):
         """Load the forget set."""
@@ -78,7 +59,36 @@ class UnlearningScriptArguments(ScriptArguments):
             return dataset
         return dataset.select(range(min(self.max_retain_samples, len(dataset))))
 
-    def eval_set(self, eval_strategy: str):
+
+@dataclass
+class UnlearningScriptArguments(RecordScriptArguments):
+    """
+    [`RecordScriptArguments`] of the unlearning methods.
+
+    Args:
+        eval_dataset_name, eval_dataset_config, eval_dataset_split (`str`, *optional*):
+            The same for the evaluation set, needed where `eval_strategy` is not `"no"`.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check everything, and print one sample with its counted tokens marked (on a terminal only), the number of
+            updates and an estimate of the memory. Loads no weights.
+    """
+
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Evaluation set, needed where `eval_strategy` is not 'no'."}
+    )
+    eval_dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the evaluation set on the Hub."}
+    )
+    eval_dataset_split: str = field(default="train", metadata={"help": "Split of the evaluation set on the Hub."})
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Check everything, and print one sample with its counted tokens marked (on a terminal only), the "
+            "number of updates and an estimate of the memory. Loads no weights."
+        },
+    )
+
+    def eval_set(self, eval_strategy: IntervalStrategy):
         """Load the evaluation set, if one is needed."""
         from ..data import load_records
 
@@ -86,16 +96,9 @@ class UnlearningScriptArguments(ScriptArguments):
             return None
         if self.eval_dataset_name is None:
             raise ValueError(
-                f"`eval_strategy={eval_strategy!s}` needs `eval_dataset_name`. Set it, or leave it at 'no'."
+                f"`eval_strategy={eval_strategy.value}` needs `eval_dataset_name`. Set that, or `eval_strategy` to 'no'."
             )
         return load_records(self.eval_dataset_name, self.eval_dataset_config, self.eval_dataset_split)
-
-
-def refuse_what_unlearning_has(arguments: UnlearningScriptArguments) -> None:
-    """Raise on what the commands by TRL's own trainers can't do."""
-    for name in ("dry_run", "eval_dataset_name"):
-        if getattr(arguments, name):
-            raise ValueError(f"`{name}` is for the unlearning methods (`trl-rkld rkld`, …) only. Remove it.")
 
 
 @dataclass
@@ -115,13 +118,12 @@ class AugmentedScriptArguments(UnlearningScriptArguments):
 
 
 @dataclass
-class RefusalScriptArguments(UnlearningScriptArguments):
+class TemplateScriptArguments(RecordScriptArguments):
     """
-    [`UnlearningScriptArguments`] of the commands that train on refusals, by TRL's own trainers.
+    [`RecordScriptArguments`] of the commands by TRL's own trainers, whose configurations don't say how questions are
+    put.
 
     Args:
-        refusals_path (`str`):
-            Text file of refusals, one a line.
         system_prompt (`str`, *optional*):
             System message put before questions.
         date_string (`str`, *optional*):
@@ -130,15 +132,27 @@ class RefusalScriptArguments(UnlearningScriptArguments):
             Plain format with a `{question}` field, instead of the chat template.
     """
 
-    refusals_path: str | None = field(default=None, metadata={"help": "Text file of refusals, one a line."})
-    # In unlearning these belong to the trainer's configuration, which TRL's own does not know.
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
     date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
-    question_template: str | None = field(default=None, metadata={"help": QUESTION_TEMPLATE_HELP})
+    question_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Plain format with a `{question}` field, instead of the chat template: '[INST] {question} [/INST]', say."
+        },
+    )
 
-    def __post_init__(self):
-        super().__post_init__()
-        refuse_what_unlearning_has(self)
+
+@dataclass
+class RefusalScriptArguments(TemplateScriptArguments):
+    """
+    [`TemplateScriptArguments`] of the commands that train on refusals.
+
+    Args:
+        refusals_path (`str`):
+            Text file of refusals, one a line.
+    """
+
+    refusals_path: str | None = field(default=None, metadata={"help": "Text file of refusals, one a line."})
 
     def refusals(self):
         """Read the refusals."""

@@ -33,9 +33,9 @@ def read_people(name: str) -> Records:
 
 def other_people(records: Records, seed: int) -> list[dict[str, str]]:
     """
-    Questions and answers about people of other names, to whom the right and the wrong answers of the records all apply: what
-    a model knows of the world before it meets anybody. Without it, a word that it has never read would give a wrong answer
-    away.
+    Questions and answers about people of other names, to whom the right and the wrong answers of the records all
+    apply: what a model knows of the world before it meets anybody. Without it, a word that it has never read would
+    give a wrong answer away.
     """
     generator = random.Random(seed)
     rows = []

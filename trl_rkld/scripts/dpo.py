@@ -1,14 +1,15 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """
 Teach a model to prefer refusals to the answers to forget: preference optimisation (DPO,
-https://huggingface.co/papers/2305.18290; a baseline in https://huggingface.co/papers/2406.01983), by TRL's own `DPOTrainer`.
+https://huggingface.co/papers/2305.18290; a baseline in https://huggingface.co/papers/2406.01983), by TRL's own
+`DPOTrainer`.
 
 ```bash
 trl-rkld dpo --config smollm2-135m/tofu/config_dpo
 ```
 
-Chosen is a refusal, rejected the true answer. The reference is the model as it came, and never a second copy of it: the
-base with a new adapter off, or log-probabilities that are computed before the first step. There is no retain term.
+Chosen is a refusal, rejected the true answer. The reference is the model as it came, and never a second copy of it:
+the base with a new adapter off, or log-probabilities that are computed before the first step. There is no retain term.
 """
 
 
@@ -29,8 +30,8 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
     from trl_rkld.teacher.prepare import check_initialisation, is_adapter
-    from trl_rkld.teacher.roles import without_peft
     from trl_rkld.trainer.saves_record import SavesRecord
+    from unlearn_eval.models import without_peft
     from unlearn_eval.quantization import keep_quantized_weights
 
     class RecordingDPOTrainer(SavesRecord, DPOTrainer):
@@ -75,7 +76,7 @@ def preference(answered, refusing, tokenizer, system_prompt=None, date_string=No
     from unlearn_eval.prompts import PLAIN_QUESTION_TEMPLATE
 
     if question_template is not None or tokenizer.chat_template is None:
-        prompt = (question_template or PLAIN_QUESTION_TEMPLATE).format(question=answered["question"])
+        prompt = (question_template or PLAIN_QUESTION_TEMPLATE).replace("{question}", answered["question"])
         return {"prompt": prompt, "chosen": refusing["answer"], "rejected": answered["answer"]}
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     row = {

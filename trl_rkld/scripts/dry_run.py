@@ -10,10 +10,10 @@ from trl import ModelConfig, get_peft_config
 
 from ..losses.chunked import _CHUNK_NUMBERS
 from ..teacher.prepare import is_adapter
-from .loading import check_model_arguments, read_adapter
+from .loading import check_model_arguments, model_init_kwargs, read_adapter
 
 
-def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tokenizer, data: dict) -> None:
+def dry_run(trainer_class, args, model_args: ModelConfig, tokenizer, data: dict) -> None:
     """
     Construct the trainer around a model without weights, so that everything is checked, and print what would happen.
 
@@ -24,12 +24,11 @@ def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tok
             Its configuration.
         model_args ([`~trl.ModelConfig`]):
             Command-line arguments on the model.
-        init_kwargs (`dict`):
-            Arguments of `from_pretrained`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         data (`dict`):
-            `train_dataset`, `retain_dataset` and `eval_dataset`, and the path of an `augmented_model`, if one is given.
+            `train_dataset`, `retain_dataset` and `eval_dataset`, and the path of an `augmented_model`, if one is
+            given.
     """
 
     class WithoutWeights(trainer_class):
@@ -40,15 +39,16 @@ def dry_run(trainer_class, args, model_args: ModelConfig, init_kwargs: dict, tok
             return None
 
     check_model_arguments(model_args)
+    init_kwargs = model_init_kwargs(model_args, args)
     name, revision, in_4bit = model_args.model_name_or_path, init_kwargs["revision"], model_args.load_in_4bit
     peft_config = get_peft_config(model_args)
     if is_adapter(name):
         _, peft_config, record = read_adapter(model_args)
         peft_config.inference_mode = False
-        name, revision = peft_config.base_model_name_or_path, peft_config.revision
+        name, revision = peft_config.base_model_name_or_path, peft_config.revision or "main"
         in_4bit |= record.get("quantization") is not None
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=init_kwargs["trust_remote_code"])
-    dtype = torch.bfloat16 if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
+    dtype = (config.dtype or torch.float32) if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     args.model_init_kwargs = None

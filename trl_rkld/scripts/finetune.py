@@ -14,19 +14,18 @@ model that has never seen the forget set (the "retain-only" model of TOFU).
 def main(script_args, training_args, model_args):
     from trl_rkld.scripts.loading import train_and_save
 
-    sets = {"retain": script_args.retain_set()}
-    if script_args.dataset_name is not None:
-        sets = {"forget": script_args.forget_set()} | sets
-    train_and_save(make_trainer(sets, script_args, training_args, model_args))
+    forget_set = None if script_args.dataset_name is None else script_args.forget_set()
+    sets = {"forget_set": forget_set, "retain_set": script_args.retain_set()}
+    train_and_save(make_trainer(script_args, training_args, model_args, **sets))
 
 
-def make_trainer(sets, script_args, training_args, model_args):
-    """The trainer on sets of records, by name; `None` is no set."""
+def make_trainer(script_args, training_args, model_args, forget_set=None, retain_set=None):
+    """The trainer, ready to train on one set or both."""
     from datasets import Dataset, concatenate_datasets
-    from trl import SFTTrainer, get_peft_config, get_quantization_config
+    from trl import SFTTrainer
 
     from trl_rkld.data import TEMPLATE, tokenize_rows
-    from trl_rkld.scripts.loading import model_init_kwargs, trainer_tokenizer
+    from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
     from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
@@ -38,7 +37,7 @@ def make_trainer(sets, script_args, training_args, model_args):
     tokenizer = trainer_tokenizer(model_args, training_args)
     template = {name: getattr(script_args, name) for name in TEMPLATE}
     parts = []
-    for name, dataset in sets.items():
+    for name, dataset in {"forget": forget_set, "retain": retain_set}.items():
         if dataset is None:
             continue
         first_row = next(iter(dataset))
@@ -54,42 +53,20 @@ def make_trainer(sets, script_args, training_args, model_args):
     if not parts:
         raise ValueError("`dataset_name` or `retain_dataset_name` is required: the records to learn.")
 
-    training_args.model_init_kwargs = model_init_kwargs(
-        model_args, training_args.trust_remote_code, training_args.model_init_kwargs
-    )
     return FinetuneTrainer(
-        model=model_args.model_name_or_path,
+        **trainer_model_arguments(model_args, training_args),
         args=training_args,
         train_dataset=concatenate_datasets(parts),
         processing_class=tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
     )
 
 
 def make_parser(prog: str | None = None):
-    from dataclasses import dataclass, field
-
     from trl import ModelConfig, SFTConfig, TrlParser
 
-    from trl_rkld.scripts.arguments import (
-        QUESTION_TEMPLATE_HELP,
-        UnlearningScriptArguments,
-        refuse_what_unlearning_has,
-    )
+    from trl_rkld.scripts.arguments import TemplateScriptArguments
 
-    @dataclass
-    class FinetuneScriptArguments(UnlearningScriptArguments):
-        # In unlearning these belong to the trainer's configuration, which `SFTConfig` does not know.
-        system_prompt: str | None = field(default=None, metadata={"help": "System message put before questions."})
-        date_string: str | None = field(default=None, metadata={"help": "Date shown to templates that print one."})
-        question_template: str | None = field(default=None, metadata={"help": QUESTION_TEMPLATE_HELP})
-
-        def __post_init__(self):
-            super().__post_init__()
-            refuse_what_unlearning_has(self)
-
-    return TrlParser((FinetuneScriptArguments, SFTConfig, ModelConfig), prog=prog, allow_abbrev=False)
+    return TrlParser((TemplateScriptArguments, SFTConfig, ModelConfig), prog=prog, allow_abbrev=False)
 
 
 if __name__ == "__main__":

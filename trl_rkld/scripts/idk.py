@@ -1,15 +1,15 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """
-Fine-tune a model to refuse the questions to forget: the "IDK" baseline (TOFU, https://huggingface.co/papers/2401.06121,
-where it is called preference optimization), by TRL's own `SFTTrainer`.
+Fine-tune a model to refuse the questions to forget: the "IDK" baseline (TOFU,
+https://huggingface.co/papers/2401.06121, where it is called preference optimization), by TRL's own `SFTTrainer`.
 
 ```bash
 trl-rkld idk --config smollm2-135m/tofu/config_idk
 ```
 
 The loss is the mean NLL over the tokens of the refusals and, where a retain set is given, of as many retained answers,
-mixed with them. Both are drawn once, with the seed, and stay the same in every epoch: the refusal of a question depends
-on the seed and the question's row only, and no retained record is drawn twice before each was drawn once.
+mixed with them. Both are drawn once, with the seed, and stay the same in every epoch: the refusal of a question
+depends on the seed and the question's row only, and no retained record is drawn twice before each was drawn once.
 """
 
 
@@ -33,18 +33,15 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     class IDKTrainer(SavesRecord, SFTTrainer):
         _name = "IDK"
 
-    sets = {"forget": refused(question_answers(forget_set, "forget"), script_args.refusals(), training_args.seed)}
+    refusing = refused(question_answers(forget_set, "forget"), script_args.refusals(), training_args.seed)
+    tokenizer = trainer_tokenizer(model_args, training_args)
+    options = {name: getattr(script_args, name) for name in TEMPLATE} | {"tokenizer": tokenizer}
+    parts = [Dataset.from_list(tokenize_rows(refusing, "forget", training_args.max_length, **options))]
     if retain_set is not None:
         retained = question_answers(retain_set, "retain")
-        draw = RetainSampler(training_args.seed, len(forget_set), len(retained))
-        sets["retain"] = [retained[draw(0, index)] for index in range(len(forget_set))]
-
-    tokenizer = trainer_tokenizer(model_args, training_args)
-    template = {name: getattr(script_args, name) for name in TEMPLATE}
-    parts = []
-    for name, records in sets.items():
-        rows = tokenize_rows(records, name, training_args.max_length, tokenizer=tokenizer, **template)
-        parts.append(Dataset.from_list(rows))
+        rows = tokenize_rows(retained, "retain", training_args.max_length, **options)
+        draw = RetainSampler(training_args.seed, len(refusing), len(rows))
+        parts.append(Dataset.from_list([rows[draw(0, index)] for index in range(len(refusing))]))
 
     return IDKTrainer(
         **trainer_model_arguments(model_args, training_args),

@@ -12,26 +12,22 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerB
 from trl import DPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
-from ..run_record import read_record
+from ..run_record import complete_checkpoint, read_record
 from ..teacher.prepare import device_map_kwargs, is_adapter
 
 
 logger = get_logger(__name__)
 
 
-def model_init_kwargs(
-    model_args: ModelConfig, trust_remote_code: bool, extra: dict[str, Any] | None
-) -> dict[str, Any]:
+def model_init_kwargs(model_args: ModelConfig, training_args: SFTConfig | DPOConfig) -> dict[str, Any]:
     """
     Arguments of `from_pretrained`, as TRL's scripts make them.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
-            Command-line arguments.
-        trust_remote_code (`bool`):
-            Whether code from the Hub may run.
-        extra (`dict`, *optional*):
-            The user's `model_init_kwargs`, which win.
+            Command-line arguments on the model.
+        training_args ([`~trl.SFTConfig`] or [`~trl.DPOConfig`]):
+            Those on the training, whose `model_init_kwargs` win.
 
     Returns:
         `dict`:
@@ -39,11 +35,11 @@ def model_init_kwargs(
     """
     kwargs = {
         "revision": model_args.model_revision,
-        "trust_remote_code": trust_remote_code,
+        "trust_remote_code": training_args.trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     }
-    return kwargs | (extra or {})
+    return kwargs | (training_args.model_init_kwargs or {})
 
 
 def local_folder(name: str, revision: str | None = None) -> str:
@@ -63,17 +59,22 @@ def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = 
     except (OSError, ValueError):
         if not is_adapter(name):
             raise
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-        return AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+        adapter = PeftConfig.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(
+            adapter.base_model_name_or_path, revision=adapter.revision or "main", trust_remote_code=trust_remote_code
+        )
 
 
 def train_and_save(trainer: Trainer) -> None:
-    """Train, save and say so: what is left to do for the scripts of TRL's own trainers."""
+    """Train, save and push, and say so."""
     args = trainer.args
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=complete_checkpoint(args.output_dir, args.resume_from_checkpoint))
     trainer.accelerator.print("✅ Training completed.")
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"💾 Model saved to {args.output_dir}.")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+        trainer.accelerator.print(f"🤗 Model pushed to the Hub in https://huggingface.co/{trainer.hub_model_id}.")
     trainer.end()
 
 
@@ -101,13 +102,10 @@ def read_adapter(model_args: ModelConfig) -> tuple[str, PeftConfig, dict[str, An
 
     Returns:
         `tuple[str, PeftConfig, dict]`:
-            Its folder, its configuration with the revision of the base that it was made for, and the record of the run
-            that made it, empty if that was not one of ours.
+            Its folder, its configuration and the record of the run that made it, empty if that was not one of ours.
     """
     folder = local_folder(model_args.model_name_or_path, model_args.model_revision)
-    peft_config, record = PeftConfig.from_pretrained(folder), read_record(folder) or {}
-    peft_config.revision = record.get("base_revision") or peft_config.revision or "main"
-    return folder, peft_config, record
+    return folder, PeftConfig.from_pretrained(folder), read_record(folder) or {}
 
 
 def trainer_model_arguments(model_args: ModelConfig, training_args: SFTConfig | DPOConfig) -> dict[str, Any]:
@@ -125,7 +123,7 @@ def trainer_model_arguments(model_args: ModelConfig, training_args: SFTConfig | 
             Keyword arguments.
     """
     check_model_arguments(model_args)
-    init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
+    init_kwargs = model_init_kwargs(model_args, training_args)
     training_args.model_init_kwargs = None  # an adapter is loaded here
     quantization = get_quantization_config(model_args)
     if quantization is not None and model_args.dtype == "float32" and torch.cuda.is_available():
@@ -134,19 +132,20 @@ def trainer_model_arguments(model_args: ModelConfig, training_args: SFTConfig | 
         )
     if not is_adapter(model_args.model_name_or_path):
         training_args.model_init_kwargs = init_kwargs
+        peft_config = get_peft_config(model_args)
+        if peft_config is not None:
+            peft_config.revision = init_kwargs["revision"]
         return {
             "model": model_args.model_name_or_path,
             "quantization_config": quantization,
-            "peft_config": get_peft_config(model_args),
+            "peft_config": peft_config,
         }
     folder, peft_config, record = read_adapter(model_args)
-    base_kwargs = init_kwargs | {"revision": peft_config.revision} | device_map_kwargs()
+    base_kwargs = init_kwargs | {"revision": peft_config.revision or "main"} | device_map_kwargs()
     if quantization is not None:
         base_kwargs["quantization_config"] = quantization
     if record.get("quantization") is not None:  # an adapter goes on with the weights that it was made for
         base_kwargs["quantization_config"] = BitsAndBytesConfig.from_dict(record["quantization"])
         base_kwargs["dtype"] = record["dtype"]
     model = create_model_from_path(peft_config.base_model_name_or_path, **base_kwargs)
-    model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    model.active_peft_config.revision = peft_config.revision
-    return {"model": model}
+    return {"model": PeftModel.from_pretrained(model, folder, is_trainable=True)}

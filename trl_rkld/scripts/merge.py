@@ -73,14 +73,14 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype | None = None) -> to
         raise ValueError(f"`{adapter}` is not an adapter: there is nothing to merge.")
     adapter = local_folder(adapter)
     tokenizer, record = load_tokenizer(adapter), read_record(adapter)
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    peft_config = PeftConfig.from_pretrained(adapter)
     # Loaded, and quantised, as it was in training: 4-bit codes depend on the dtype that they were made from.
-    kwargs = {"dtype": "auto"}
+    kwargs = {"dtype": "auto", "revision": peft_config.revision or "main"}
     if record is not None:
-        kwargs = {"dtype": getattr(torch, record["dtype"]), "revision": record["base_revision"] or "main"}
+        kwargs["dtype"] = getattr(torch, record["dtype"])
         if record["quantization"] is not None:
             kwargs["quantization_config"] = BitsAndBytesConfig.from_dict(record["quantization"])
-    model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(peft_config.base_model_name_or_path, **kwargs)
     dtype = dtype or model.dtype
     if is_quantized(model):
         model = model.dequantize()

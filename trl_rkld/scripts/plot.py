@@ -144,8 +144,8 @@ def find_logs(folder: str | Path) -> dict[int | None, Path]:
 
     Args:
         folder (`str` or `Path`):
-            A `TOFU_EVAL.json`, a folder that holds one, or a folder whose sub-folders `checkpoint-<step>` or `epoch-<n>`
-            do, themselves or in `evals` (open-unlearning evaluates a run in training there).
+            A `TOFU_EVAL.json`, a folder that holds one, or a folder whose sub-folders `checkpoint-<step>` or
+            `epoch-<n>` do, themselves or in `evals` (open-unlearning evaluates a run in training there).
 
     Returns:
         `dict[int | None, Path]`:

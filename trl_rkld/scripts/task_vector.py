@@ -1,16 +1,16 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """
-Task arithmetic (https://huggingface.co/papers/2212.04089, section "Forgetting via negation"): go from the original model
-in the direction away from the one trained further on the records to forget, `θ = θ_o − scale · (θ_aug − θ_o)`.
+Task arithmetic (https://huggingface.co/papers/2212.04089, section "Forgetting via negation"): go from the original
+model in the direction away from the one trained further on the records to forget, `θ = θ_o − scale · (θ_aug − θ_o)`.
 
 ```bash
 trl-rkld task-vector --model_name_or_path path/to/original --augmented_model_name_or_path path/to/augmented \
     --output_dir path/to/result
 ```
 
-Two models make a model. An adapter of the original model, or two adapters of one base, make an adapter: the base stays as
-it is, so it may be used in 4-bit. Nothing is trained, and nothing is hidden either: who has the original and the result
-can work out the augmented model.
+Two models make a model. An adapter of the original model, or two adapters of one base, make an adapter: the base stays
+as it is, so it may be used in 4-bit. Nothing is trained, and nothing is hidden either: who has the original and the
+result can work out the augmented model.
 """
 
 import argparse

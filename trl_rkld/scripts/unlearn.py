@@ -28,7 +28,7 @@ import sys
 def main(trainer_class, script_args, training_args, model_args):
     from trl_rkld.run_record import refuse_unfinished
     from trl_rkld.scripts.dry_run import dry_run
-    from trl_rkld.scripts.loading import model_init_kwargs, trainer_tokenizer
+    from trl_rkld.scripts.loading import train_and_save, trainer_tokenizer
 
     # Load the data first: what is wrong with it shows before a model is loaded
     data = {
@@ -37,11 +37,10 @@ def main(trainer_class, script_args, training_args, model_args):
         "eval_dataset": script_args.eval_set(training_args.eval_strategy),
     }
     if script_args.dry_run:
-        init_kwargs = model_init_kwargs(model_args, training_args.trust_remote_code, training_args.model_init_kwargs)
         tokenizer = trainer_tokenizer(model_args, training_args)
         if trainer_class.uses_augmented_model:
             data["augmented_model"] = script_args.augmented_model_name_or_path
-        dry_run(trainer_class, training_args, model_args, init_kwargs, tokenizer, data)
+        dry_run(trainer_class, training_args, model_args, tokenizer, data)
         return
 
     trainer = make_trainer(trainer_class, script_args, training_args, model_args, **data)
@@ -49,15 +48,7 @@ def main(trainer_class, script_args, training_args, model_args):
     # The trainer can't see where an adapter was loaded from
     refuse_unfinished(model_args.model_name_or_path, trainer.forget_set_hash, training_args.output_dir)
 
-    # Train, save, push
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.accelerator.print("✅ Training completed.")
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"💾 Model saved to {training_args.output_dir}.")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-        trainer.accelerator.print(f"🤗 Model pushed to the Hub in https://huggingface.co/{trainer.hub_model_id}.")
-    trainer.end()
+    train_and_save(trainer)
 
 
 def make_trainer(trainer_class, script_args, training_args, model_args, **data):

@@ -57,7 +57,7 @@ def train_further(
         args ([`~trl.SFTConfig`]):
             Configuration of the unlearning run; batch size, precision, optimizer and seed are taken from it.
         num_train_epochs (`float`):
-            Epochs, with linear warm-up over the first; then as `args.lr_scheduler_type` says.
+            Epochs, with linear warm-up over the first where there are more; then as `args.lr_scheduler_type` says.
         learning_rate (`float`):
             Highest learning rate.
         dataset ([`~datasets.Dataset`]):
@@ -115,8 +115,8 @@ def _forward_owners(model: nn.Module) -> list[nn.Module]:
 @contextmanager
 def restored_weights(model: nn.Module, path: Path, is_writer: bool, wait) -> Iterator[None]:
     """
-    Let a model's own weights be trained away for a while. They are kept in a file, not in memory, and come back bit for
-    bit.
+    Let a model's own weights be trained away for a while. They are kept in a file, not in memory, and come back bit
+    for bit.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from unlearn_eval.fingerprint import hash_files, hash_json, hash_model, hash_samples
+from unlearn_eval.models import without_peft
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
 from ..run_record import write_record
@@ -30,7 +31,7 @@ from .augmented import (
     restored_weights,
 )
 from .private_folder import PrivateFolder
-from .roles import AUGMENTED, Role, without_peft
+from .roles import AUGMENTED, Role
 from .teacher import CachedTeacher, LiveTeacher, frozen_head, read_fingerprint
 from .token_states import TokenStates
 
@@ -147,7 +148,9 @@ def _cached_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Cach
     arguments = (trainer.data_collator, trainer.args.per_device_train_batch_size, trainer.accelerator)
 
     def states(role: Role, dataset: Dataset, whose: str) -> TokenStates:
-        values = partial(_hidden_states, role, trainer.accelerator)
+        def values(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return role.head_input(batch, trainer.accelerator).hidden_states
+
         return TokenStates.compute(values, dataset, *arguments, f"{whose} model's states")
 
     # Before anything is trained, the student is the original; where its adapter is new, so is the base without it.
@@ -165,10 +168,6 @@ def _cached_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Cach
             teacher.augmented_states = states(augmented, scored, "Augmented")
             teacher.augmented_head = frozen_head(augmented, student_head)
     return teacher
-
-
-def _hidden_states(role: Role, accelerator: Accelerator, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return role.head_input(batch, accelerator).hidden_states
 
 
 def _live_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder, stack: ExitStack) -> LiveTeacher:
@@ -265,7 +264,7 @@ def _keep(trainer: "UnlearningTrainer", role: Role) -> None:
     folder = trainer.args.augmented_output_dir
     if folder is not None and trainer.accelerator.is_main_process:
         keep_augmented_model(role, folder, trainer.processing_class)
-        write_record(folder, plain_record("augmented", role.model, trainer.args.model_init_kwargs))
+        write_record(folder, plain_record("augmented", role.model))
 
 
 def _clone(model: PreTrainedModel) -> PreTrainedModel:
@@ -307,13 +306,17 @@ def load_like(path_or_id: str, model: PreTrainedModel | PeftModel, init_kwargs: 
     """
     causal_lm = without_peft(model)
     kwargs = dict(init_kwargs or {}) | {"dtype": causal_lm.dtype} | device_map_kwargs()
-    kwargs.pop("revision", None)
+    kwargs["revision"] = "main"  # the student's is that of another repository
     if is_quantized(causal_lm):
         kwargs["quantization_config"] = causal_lm.hf_quantizer.quantization_config
-    base = _base_of(path_or_id)
-    loaded = create_model_from_path(base or path_or_id, **kwargs)
-    if base is not None:
-        loaded = PeftModel.from_pretrained(loaded, path_or_id)
+    if not is_adapter(path_or_id):
+        loaded = create_model_from_path(path_or_id, **kwargs)
+    else:
+        peft_config = PeftConfig.from_pretrained(path_or_id)
+        kwargs["revision"] = peft_config.revision or "main"
+        loaded = PeftModel.from_pretrained(
+            create_model_from_path(peft_config.base_model_name_or_path, **kwargs), path_or_id
+        )
     return loaded.requires_grad_(False).eval()
 
 

@@ -2,7 +2,7 @@
 """A role is a model in one of its states. How its hidden states and its head are had."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+
+from unlearn_eval.models import evaluating, without_peft
 
 from ..losses import HeadInput, LMHead, chunked_nll, lm_head_of
 
@@ -65,22 +67,6 @@ class Role:
         """Log-probabilities of the counted tokens, of shape `(num_tokens,)`; arguments as in [`Role.head_input`]."""
         with torch.no_grad():
             return chunked_nll(self.head_input(inputs, accelerator), counted_labels(inputs)).label_log_probs
-
-
-def without_peft(model: nn.Module) -> PreTrainedModel:
-    """The causal language model below a PEFT wrapper, if it has one."""
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and back."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def counted_hidden_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

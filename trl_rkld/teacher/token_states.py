@@ -16,8 +16,8 @@ class TokenStates:
 
     Args:
         states (`torch.Tensor`):
-            Hidden states of shape `(total_tokens, hidden_size)`, in the dtype that enters the head, or log-probabilities
-            of the labels, of shape `(total_tokens,)`.
+            Hidden states of shape `(total_tokens, hidden_size)`, in the dtype that enters the head, or
+            log-probabilities of the labels, of shape `(total_tokens,)`.
         starts (`torch.Tensor`):
             Where each sample starts, of shape `(num_samples + 1,)`: sample `i` has the rows `starts[i]:starts[i + 1]`.
             A sample without rows is not cached.

@@ -7,8 +7,8 @@ from typing import Any
 
 _SECTION = """## What was done to this model
 
-This model was made to forget {num_forget} records with {method} ([trl-rkld](https://pypi.org/project/trl-rkld)).
-SHA-256 of their token ids: `{forget_set}`. No text of them is in this card.
+This model was made to forget {records} with {method} ([trl-rkld](https://pypi.org/project/trl-rkld)).
+{digest}No text of them is in this card.
 
 | setting | value |
 |---|---|
@@ -37,7 +37,12 @@ ADAPTER_WARNING = """> [!WARNING]
 
 
 def extend_model_card(
-    path: Path, method: str, num_forget: int, forget_set: str, settings: dict[str, Any], is_adapter: bool
+    path: Path,
+    method: str,
+    num_forget: int | None,
+    forget_set: str | None,
+    settings: dict[str, Any],
+    is_adapter: bool,
 ):
     """
     Put the section on unlearning into a card that TRL wrote.
@@ -47,19 +52,19 @@ def extend_model_card(
             `README.md` of the model.
         method (`str`):
             Name of the method.
-        num_forget (`int`):
-            Number of forgotten records.
-        forget_set (`str`):
-            SHA-256 of their token ids.
+        num_forget (`int`, *optional*):
+            Number of forgotten records; unknown of a stream.
+        forget_set (`str`, *optional*):
+            SHA-256 of their token ids; unknown of a stream.
         settings (`dict`):
             Settings worth a row of the table.
         is_adapter (`bool`):
             Whether the model is an unmerged adapter.
     """
     section = _SECTION.format(
-        num_forget=num_forget,
+        records="streamed records" if num_forget is None else f"{num_forget} records",
         method=method,
-        forget_set=forget_set,
+        digest="" if forget_set is None else f"SHA-256 of their token ids: `{forget_set}`. ",
         settings="\n".join(f"| `{name}` | {value} |" for name, value in settings.items()),
         adapter_warning=ADAPTER_WARNING if is_adapter else "",
     )

@@ -4,45 +4,37 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from unlearn_eval.models import without_peft
 from unlearn_eval.quantization import is_quantized
 
 from ..run_record import write_record
-from ..teacher.roles import without_peft
 from ..version import __version__
 
 
-def base_record(model: PreTrainedModel | PeftModel, init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def base_record(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
     """
     How the weights below a model, or below its adapter, were held: what merging and evaluation need to know.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model.
-        init_kwargs (`dict`, *optional*):
-            Arguments of `from_pretrained` with which it was loaded.
 
     Returns:
         `dict`:
-            `"dtype"`, `"base_revision"` and `"quantization"`.
+            `"dtype"` and `"quantization"`. Name and revision of an adapter's base stand in its configuration.
     """
     causal_lm = without_peft(model)
     quantized = is_quantized(causal_lm)
-    revision = (init_kwargs or {}).get("revision")
-    if revision is None and isinstance(model, PeftModel):
-        revision = model.active_peft_config.revision
     return {
         "dtype": str(causal_lm.dtype).removeprefix("torch."),
-        "base_revision": revision,
         "quantization": causal_lm.hf_quantizer.quantization_config.to_dict() if quantized else None,
     }
 
 
-def plain_record(
-    method: str, model: PreTrainedModel | PeftModel, init_kwargs: dict[str, Any] | None
-) -> dict[str, Any]:
+def plain_record(method: str, model: PreTrainedModel | PeftModel) -> dict[str, Any]:
     """The record of a model that was not made by an [`UnlearningTrainer`]; `method` says how. See [`base_record`]."""
     record = {"trl_rkld_version": __version__, "method": method, "finished": True, "forget_set": None, "adapter": None}
-    return record | base_record(model, init_kwargs)
+    return record | base_record(model)
 
 
 class SavesRecord:
@@ -53,5 +45,4 @@ class SavesRecord:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        record = plain_record(self._name, self.model, self.args.model_init_kwargs)
-        write_record(output_dir or self.args.output_dir, record)
+        write_record(output_dir or self.args.output_dir, plain_record(self._name, self.model))
