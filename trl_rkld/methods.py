@@ -26,8 +26,8 @@ def script_of(command: str) -> tuple[ModuleType, list[str]]:
 
     Returns:
         `tuple`:
-            The module, and the first arguments of its parser and its `main`: one script serves all methods, and is told
-            which.
+            The module, and the first arguments of its parser and its `main`: one script serves all methods, and is
+            told which.
     """
     script, first = ("unlearn", [command]) if command in METHODS else (command, [])
     return importlib.import_module(f".scripts.{script}", __package__), first

@@ -55,7 +55,8 @@ from trl import SFTTrainer
 
 from trl_rkld import RKLDTrainer
 from trl_rkld.losses import HeadInput, chunked_nll, lm_head_of
-from trl_rkld.teacher.roles import counted_hidden_states, counted_labels, without_peft
+from trl_rkld.teacher.roles import counted_hidden_states, counted_labels
+from unlearn_eval.models import without_peft
 
 
 METHODS = ("sft", "sft_counted", "cached", "live")

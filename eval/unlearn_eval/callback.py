@@ -14,13 +14,14 @@ from accelerate.utils import DistributedType, gather_object
 from peft import PeftModel
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from .backends import AnswerScores, GenerateRequest, ScoreRequest
-from .backends.transformers import TransformersBackend, evaluating
+from .backends.transformers import TransformersBackend
 from .config import EvalConfig
 from .evaluation import check_retain_log, load_rows
 from .metrics import rouge_scores
+from .models import evaluating, without_peft
 from .quantization import keep_quantized_weights, quantized_parameters
 from .questions import QuestionSet, ends_of_answers, tofu_questions
 from .results import EvalLog, RougeItem, read_json, read_log, write_json
@@ -61,9 +62,9 @@ class TofuEvalCallback(TrainerCallback):
     A [`~transformers.TrainerCallback`] that computes forget quality and a cheap utility before training and after each
     epoch, keeps the best epoch, and can stop early.
 
-    It scores as [`evaluate`] does with the transformers backend, in the dtype of the weights unless told otherwise (only
-    generation may run in the trainer's mixed precision), and leaves training as it would have been without. With several processes each scores
-    a share of the questions.
+    It scores as [`evaluate`] does with the transformers backend, in the dtype of the weights unless told otherwise
+    (only generation may run in the trainer's mixed precision), and leaves training as it would have been without. With
+    several processes each scores a share of the questions.
 
     Logged, with the prefix `tofu_`: `forget_quality` and `ks_d` (with `retain_logs`), `forget_truth_ratio`,
     `forget_prob`, `extraction_strength`, `retain_prob`, `retain_truth_ratio`, with `generate` also `forget_rouge` and
@@ -114,9 +115,9 @@ class TofuEvalCallback(TrainerCallback):
 
     Attributes:
         history (`list[dict]`):
-            `epoch`, `step` and the values above, without the prefix, of each evaluation; the first is before training. A
-            run that is resumed has those from before, too. Names that [`~unlearn_eval.plots.draw`] also has mean the same
-            there; `utility` is not the `model_utility` of its x axis.
+            `epoch`, `step` and the values above, without the prefix, of each evaluation; the first is before training.
+            A run that is resumed has those from before, too. Names that [`~unlearn_eval.plots.draw`] also has mean the
+            same there; `utility` is not the `model_utility` of its x axis.
         best (`dict`, *optional*):
             The best epoch's entry.
 
@@ -188,10 +189,10 @@ class TofuEvalCallback(TrainerCallback):
         if retain_logs is not None:
             self.retain_log = read_log(retain_logs)
             check_retain_log(config, rows, self.retain_log)
-        eos_token_id = _without_peft(trainer.model).generation_config.eos_token_id
+        eos_token_id = without_peft(trainer.model).generation_config.eos_token_id
         answers = [answer for one in self.sets.values() for answer in one.answers]
         self.end_ids = ends_of_answers(trainer.processing_class, eos_token_id, answers)
-        keep_quantized_weights(_without_peft(trainer.model))  # a CPU would round their scales at the first evaluation
+        keep_quantized_weights(without_peft(trainer.model))  # a CPU would round their scales at the first evaluation
         self.history: list[Entry] = []
         self.best: Entry | None = None
 
@@ -306,8 +307,8 @@ class TofuEvalCallback(TrainerCallback):
         accelerator = self.trainer.accelerator
         questions = [(name, i) for name, one in self.sets.items() for i in range(len(one.answers))]
         share = questions[accelerator.process_index :: accelerator.num_processes]
-        batch_tokens = self.config.batch_tokens or (2048 if accelerator.device.type == "cpu" else 8192)
-        backend = TransformersBackend(self.trainer.model, self.end_ids, batch_tokens, self.config.batch_size)
+        config = self.config
+        backend = TransformersBackend(self.trainer.model, self.end_ids, config.batch_tokens, config.batch_size)
         results = list(zip(share, self._score(backend, share), self._generate(backend, share), strict=True))
         by_question = {question: result for question, *result in gather_object(results)}
         return {
@@ -402,10 +403,6 @@ def _replace_folder(new: Path, folder: Path) -> None:
         os.rename(folder, old)
     os.rename(new, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _check_rule(metric_for_best: str, retain_logs: str | None, generate: bool) -> None:

@@ -3,8 +3,8 @@
 A look at vLLM before it is trusted: a few answers must score as they do with transformers, and an adapter must do
 something.
 
-vLLM has served adapters without effect (vllm#34186, vllm#51594) and log-probabilities of other requests (vllm#42019), each
-time silently.
+vLLM has served adapters without effect (vllm#34186, vllm#51594) and log-probabilities of other requests (vllm#42019),
+each time silently.
 """
 
 from collections.abc import Sequence

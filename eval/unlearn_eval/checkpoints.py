@@ -178,8 +178,7 @@ def transformers_backends(
     adapters = {one.adapter: f"adapter{i}" for i, one in enumerate(checkpoints) if one.adapter is not None}
     for folder, name in adapters.items():
         model = _with_adapter(model, folder, name)
-    batch_tokens = config.batch_tokens or (2048 if model.device.type == "cpu" else 8192)
-    backend = TransformersBackend(model, end_ids, batch_tokens, config.batch_size, hidden_id)
+    backend = TransformersBackend(model, end_ids, config.batch_tokens, config.batch_size, hidden_id)
     state = ExitStack()
 
     def activate(checkpoint: Checkpoint | None) -> TransformersBackend:

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .questions import FORGET_SPLITS, Template
+from .records import LOCAL_SUFFIXES
 
 
 BACKENDS = ("vllm", "transformers")
@@ -43,10 +44,11 @@ class EvalConfig:
         dataset_name (`str`, *optional*, defaults to `"locuslab/TOFU"`):
             TOFU: Hub id, or a folder with its files.
         forget_dataset, retain_dataset, holdout_dataset (`str`, *optional*):
-            Records of your own instead of TOFU, in any format that the trainer takes; the holdout set, which no model has
-            seen, is for membership inference.
+            Records of your own instead of TOFU, in any format that the trainer takes; the holdout set, which no model
+            has seen, is for membership inference.
         retain_logs (`str`, *optional*):
-            `TOFU_EVAL.json` of the retain-only model, ours or open-unlearning's: for forget quality and privacy leakage.
+            `TOFU_EVAL.json` of the retain-only model, ours or open-unlearning's: for forget quality and privacy
+            leakage.
         compare_to (`str`, *optional*):
             Model before unlearning: it is evaluated, too, and a report of before and after is written.
         question_key (`str`, *optional*, defaults to `"question"`):
@@ -54,8 +56,8 @@ class EvalConfig:
         max_samples (`int`, *optional*):
             Take the first rows of each set only.
         max_retain_samples (`int`, *optional*):
-            Take no more rows of the retain set: for a model that has learnt only its first rows, or a comparison that needs
-            no more.
+            Take no more rows of the retain set: for a model that has learnt only its first rows, or a comparison that
+            needs no more.
 
         > Parameters that control the prompt
 
@@ -66,14 +68,14 @@ class EvalConfig:
         question_template (`str`, *optional*):
             Plain format with a `{question}` field, instead of the chat template.
         compat (`str`, *optional*):
-            `"open_unlearning"` reproduces its token boundaries and attention mask (commit d3d7cf9); transformers backend
-            only.
+            `"open_unlearning"` reproduces its token boundaries and attention mask (commit d3d7cf9); transformers
+            backend only.
 
         > Parameters that control the computation
 
         backend, score_backend (`str`, *optional*):
-            `"vllm"` or `"transformers"`, for generation (and scoring), and for scoring alone. Defaults to vLLM where it is
-            installed.
+            `"vllm"` or `"transformers"`, for generation (and scoring), and for scoring alone. Defaults to vLLM where
+            it is installed, unless `compat` is set.
         max_new_tokens (`int`, *optional*, defaults to `200`):
             Largest number of tokens of a generated answer. 0 generates nothing, and leaves ROUGE out.
         batch_size (`int`, *optional*, defaults to `32`):
@@ -221,20 +223,23 @@ class EvalConfig:
         }
         for name, least in least_values.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"`{name}={value}` must be at least {least}.")
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"`{name}={value}` must be at least {least}, and a whole number.")
         if self.forget_dataset is None and (self.retain_dataset is not None or self.holdout_dataset is not None):
             raise ValueError("`retain_dataset` and `holdout_dataset` go with `forget_dataset`: set that, too.")
         if self.forget_dataset is not None and self.question_key != "question":
             raise ValueError("`question_key` is for TOFU. Rename the column of your records to `question`.")
         if self.compare_to is not None and len(self.model_name_or_path) > 1:
             raise ValueError("`compare_to` is for one model: give one `model_name_or_path`.")
-        for name in ("forget_dataset", "retain_dataset", "holdout_dataset", "retain_logs"):
+        if self.retain_logs is not None and not Path(self.retain_logs).exists():
+            raise FileNotFoundError(
+                f"`retain_logs={self.retain_logs!r}` does not exist: give the TOFU_EVAL.json of a retain-only model."
+            )
+        for name in ("forget_dataset", "retain_dataset", "holdout_dataset"):
             path = getattr(self, name)
-            if name == "retain_logs" and path is not None and not Path(path).exists():
-                raise FileNotFoundError(
-                    f"`{name}={path!r}` does not exist: give the TOFU_EVAL.json of a retain-only model."
-                )
+            is_file = path is not None and Path(path).suffix.lower() in LOCAL_SUFFIXES
+            if is_file and not Path(path).expanduser().is_file():
+                raise FileNotFoundError(f"`{name}={path!r}` does not exist.")
 
     @property
     def template(self) -> Template:

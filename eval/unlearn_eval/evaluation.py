@@ -51,8 +51,9 @@ def evaluate(model_name_or_path: str | Sequence[str], **settings: Any) -> EvalLo
             What `TOFU_EVAL.json` holds, or a list of that in the order of the models.
 
     Raises:
-        [`ValueError`]: If settings, data or logs don't fit together, before any model is loaded. Nothing is overwritten.
-        [`ValueError`]: Later, if vLLM and transformers disagree about a model, or a model answers nothing at all. What was
+        [`ValueError`]: If settings, data or logs don't fit together, before any model is loaded. Nothing is
+        overwritten. [`ValueError`]: Later, if vLLM and transformers disagree about a model, or a model answers nothing
+        at all. What was
             computed is kept for the next start.
     """
     single = isinstance(model_name_or_path, str)
@@ -69,8 +70,8 @@ def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
         config ([`EvalConfig`]):
             Configuration.
         may_be_silent (`bool`, *optional*, defaults to `False`):
-            Whether a model that answers nothing at all is a result, of ROUGE 0, and no mistake: where the prompt is known to
-            be that of its training.
+            Whether a model that answers nothing at all is a result, of ROUGE 0, and no mistake: where the prompt is
+            known to be that of its training.
 
     Returns:
         `list[EvalLog]`:

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
-"""What a teacher was made from, as hashes."""
+"""Weights, files, samples and settings as hashes."""
 
 import hashlib
 import json

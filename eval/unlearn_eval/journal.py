@@ -3,8 +3,8 @@
 What is computed already, for a run that was interrupted or is repeated.
 
 One file for each way to run a model: its name is a hash of the bytes of weights and adapter, of precision, backend and
-versions, never of a path (unlearned models are saved to the same path again and again). Entries are keyed by token ids and
-sampling. They hold numbers only, unless the user asked for texts.
+versions, never of a path (unlearned models are saved to the same path again and again). Entries are keyed by token ids
+and sampling. They hold numbers only, unless the user asked for texts.
 """
 
 import base64

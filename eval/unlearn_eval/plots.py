@@ -114,10 +114,10 @@ def draw(rows: Sequence[Row], utility: str = "model_utility") -> Figure:
     """
     Draw model utility (x) against forget quality (y): one panel a split, one series a method, epochs as a path.
 
-    The y axis is linear above a dotted line at p = 0.05, where an unlearned model can't be told from a retain-only one,
-    and logarithmic below it. Each panel has its own, since p-values of splits of different length can't be compared. A
-    path starts at the target model and runs through the epochs; the chosen epoch is large and filled. Source: Figure 3 of
-    https://huggingface.co/papers/2406.01983.
+    The y axis is linear above a dotted line at p = 0.05, where an unlearned model can't be told from a retain-only
+    one, and logarithmic below it. Each panel has its own, since p-values of splits of different length can't be
+    compared. A path starts at the target model and runs through the epochs; the chosen epoch is large and filled.
+    Source: Figure 3 of https://huggingface.co/papers/2406.01983.
 
     Args:
         rows (`Sequence[Row]`):

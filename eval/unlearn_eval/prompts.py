@@ -64,7 +64,7 @@ def tokenize_question(
                 "`system_prompt` and `date_string` need a chat template, but the plain `question_template` is in use. "
                 "Write the system text into `question_template`, or leave both unset."
             )
-        prompt = question_template.format(question=question)
+        prompt = question_template.replace("{question}", question)
         prompt_ids = tokenizer(prompt)["input_ids"]
         full_ids = tokenizer(prompt + answer)["input_ids"]
         return _split(tokenizer, prompt_ids, full_ids)
@@ -85,8 +85,8 @@ def tokenize_open_unlearning(
     """
     Tokenise a question with its answer as open-unlearning@d3d7cf9 does, quirks included.
 
-    The answer starts where the prompt, rendered alone, is long; it keeps all that the template puts after it, and gets an
-    end-of-sequence token more unless it ends in one (ChatML: the end of the turn, a newline, and the end again).
+    The answer starts where the prompt, rendered alone, is long; it keeps all that the template puts after it, and gets
+    an end-of-sequence token more unless it ends in one (ChatML: the end of the turn, a newline, and the end again).
 
     Args:
         tokenizer, question, answer, system_prompt, date_string, question_template:
@@ -101,7 +101,7 @@ def tokenize_open_unlearning(
         question_template = PLAIN_QUESTION_TEMPLATE
     if question_template is not None:
         # Where there is no chat template, the reference cuts at 512 tokens.
-        full_ids = tokenizer(question_template.format(question=question) + answer)["input_ids"][:512]
+        full_ids = tokenizer(question_template.replace("{question}", question) + answer)["input_ids"][:512]
     else:
         chat = _chat(question, system_prompt) + [{"role": "assistant", "content": answer}]
         kwargs = {} if date_string is None else {"date_string": date_string}
@@ -134,7 +134,7 @@ def prompt_open_unlearning(
     if question_template is None and tokenizer.chat_template is None:
         question_template = PLAIN_QUESTION_TEMPLATE
     if question_template is not None:
-        return list(tokenizer(question_template.format(question=question))["input_ids"][:512])
+        return list(tokenizer(question_template.replace("{question}", question))["input_ids"][:512])
     kwargs = {} if date_string is None else {"date_string": date_string}
     return list(
         tokenizer.apply_chat_template(

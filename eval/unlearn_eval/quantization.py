@@ -4,6 +4,8 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from .models import without_peft
+
 
 def is_quantized(model: PreTrainedModel) -> bool:
     """Whether a model was loaded quantised; transformers gives only such models a quantiser."""
@@ -38,8 +40,7 @@ def keep_quantized_weights(model: PreTrainedModel) -> None:
 
 def quantized_parameters(model: nn.Module) -> set[int]:
     """The `id` of each parameter that holds packed 4-bit weights; `model` may be a PEFT wrapper."""
-    causal_lm = model if isinstance(model, PreTrainedModel) else model.get_base_model()
-    if not is_quantized(causal_lm):
+    if not is_quantized(without_peft(model)):
         return set()
 
     from bitsandbytes.nn import Params4bit

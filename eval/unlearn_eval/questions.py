@@ -109,7 +109,8 @@ def load_tofu(dataset_name: str, forget_split: str, max_samples: int | None = No
 
     Returns:
         `dict[str, list[Row]]`:
-            Rows by question set. `"holdout"` is left out where the data have none: it is not part of TOFU's first release.
+            Rows by question set. `"holdout"` is left out where the data have none: it is not part of TOFU's first
+            release.
 
     Raises:
         [`ValueError`]: If the split is unknown.
@@ -233,7 +234,7 @@ def own_questions(
     name: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> QuestionSet:
     """
-    Tokenise records of the user's, in any format that the trainer takes.
+    Tokenise records of the user's, in any format that the trainer takes by default (plain texts in a column `text`).
 
     Args:
         name (`str`):
@@ -261,12 +262,13 @@ def own_questions(
     if template.compat:
         raise ValueError(f"The {name} dataset needs the columns question and answer for `compat`.")
     answers = [_tokenize_numbered(row, index, name, tokenizer, template) for index, row in enumerate(rows)]
+    is_plain_text = not is_tokenized_here(rows[0]) and "input_ids" not in rows[0]
     return QuestionSet(
         name=name,
         answers=answers,
         paraphrased=None,
         perturbed=None,
-        prompts=None if "text" in rows[0] else [list(answer.prompt_ids) for answer in answers],
+        prompts=None if is_plain_text else [list(answer.prompt_ids) for answer in answers],
         questions=[tokenizer.decode(answer.prompt_ids, skip_special_tokens=True) for answer in answers],
         references=[tokenizer.decode(answer.answer_ids, skip_special_tokens=True).strip() for answer in answers],
     )

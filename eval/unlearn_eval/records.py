@@ -16,7 +16,8 @@ from .prompts import TokenizedAnswer, tokenize_conversation, tokenize_question, 
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 FORMATS = (
-    "question + answer, prompt + completion, messages, a text column (`dataset_text_field`), or input_ids (+ labels)"
+    "question + answer, prompt + completion, messages, a text column (`dataset_text_field` in training), or input_ids "
+    "(+ labels)"
 )
 
 
@@ -107,8 +108,8 @@ def tokenize_record(
     question_template: str | None = None,
 ) -> TokenizedAnswer:
     """
-    Tokenise a question with its answer, a conversation, or a prompt and its completion as plain strings. Of `messages`,
-    only the last turn of the assistant counts.
+    Tokenise a question with its answer, a conversation, or a prompt and its completion as plain strings. Of
+    `messages`, only the last turn of the assistant counts.
 
     Args:
         row (`dict`):

@@ -83,9 +83,10 @@ def rescore(eval_log: Mapping[str, Any], retain_log: Mapping[str, Any] | None = 
     """
     Recompute every aggregate of a log from its per-item values.
 
-    ROUGE is recomputed from the texts where the log has them, truth ratios and normalised probabilities from the losses
-    and probabilities of the single answers. A legacy log stores no aggregates: its rows take open-unlearning's names,
-    use the formulas of locuslab/tofu@bdc209e (no guards), and give those that in-training evaluation there reports under
+    ROUGE is recomputed from the texts where the log has them, truth ratios and normalised probabilities from the
+    losses and probabilities of the single answers. A legacy log stores no aggregates: its rows take open-unlearning's
+    names, use the formulas of locuslab/tofu@bdc209e (no guards), and give those that in-training evaluation there
+    reports under
     `*_arithmetic` besides.
 
     Args:
@@ -100,7 +101,8 @@ def rescore(eval_log: Mapping[str, Any], retain_log: Mapping[str, Any] | None = 
             largest deviation. `recomputed` is `None`, with a `note`, where the log lacks what the metric needs.
 
     Raises:
-        [`ValueError`]: If a log is neither of the two formats, items are missing, or the retain log is of another format,
+        [`ValueError`]: If a log is neither of the two formats, items are missing, or the retain log is of another
+        format,
             split or length.
     """
     legacy = is_legacy(eval_log)

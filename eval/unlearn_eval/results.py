@@ -2,8 +2,8 @@
 """
 Result logs in open-unlearning's schema: `TOFU_EVAL.json` (items and aggregates) and `TOFU_SUMMARY.json` (aggregates).
 
-Its logs are read here, and ours load there: we add keys, never change one. No message in this file holds a question, an
-answer or a generation.
+Its logs are read here, and ours load there: we add keys, never change one. No message in this file holds a question,
+an answer or a generation.
 """
 
 import json
@@ -223,7 +223,8 @@ def write_results(output_dir: str | Path, log: EvalLog) -> tuple[Path, Path]:
 
 def summarise(log: EvalLog) -> Summary:
     """
-    The aggregates of a log, less those that only feed others (the nine of model utility, paraphrased and wrong answers).
+    The aggregates of a log, less those that only feed others (the nine of model utility, paraphrased and wrong
+    answers).
 
     Args:
         log (`EvalLog`):
@@ -335,7 +336,8 @@ def item_texts(metric: Metric, field: str, name: str) -> list[list[str]] | None:
 
 def validate_log(log: EvalLog, name: str = "the log") -> None:
     """
-    Check that a log is whole: every metric has every item, every number is finite, some generation is not empty.
+    Check that a log is whole: every metric has every item, every number is finite, no empty generation has a ROUGE
+    above 0.
 
     Args:
         log (`EvalLog`):

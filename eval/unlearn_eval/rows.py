@@ -39,8 +39,8 @@ def row_from_log(
         chosen (`bool`, *optional*):
             Whether this is the run's chosen epoch.
         retain_log (`EvalLog`, *optional*):
-            A valid log of the retain-only model on the same forget set: gives forget quality and D where the log has none,
-            but has truth ratios.
+            A valid log of the retain-only model on the same forget set: gives forget quality and D where the log has
+            none, but has truth ratios.
 
     Returns:
         `dict[str, Any]`:
@@ -113,8 +113,8 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
             The rows, for [`plots.write_plots`].
 
     Raises:
-        [`FileNotFoundError`]: If there is no such file.
-        [`ValueError`]: If it has no column `split` or `method`, a line is too long or too short, or a field is no number.
+        [`FileNotFoundError`]: If there is no such file. [`ValueError`]: If it has no column `split` or `method`, a
+        line is too long or too short, or a field is no number.
     """
     path = Path(path)
     if not path.is_file():

@@ -62,7 +62,8 @@ def build_log(sets: dict[str, QuestionSet], scores: dict[str, SetScores], retain
 
     Returns:
         `EvalLog`:
-            Metrics by open-unlearning's names; where one can't be computed, `agg_value` is `None` and `reason` says why.
+            Metrics by open-unlearning's names; where one can't be computed, `agg_value` is `None` and `reason` says
+            why.
     """
     log: EvalLog = {}
     for name, one in scores.items():

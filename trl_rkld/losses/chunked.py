@@ -2,9 +2,9 @@
 """
 Losses over the whole vocabulary that never hold a whole `(num_tokens, vocab_size)` tensor.
 
-The counted tokens go through the head a chunk at a time. Each chunk yields its losses and, in closed form, the gradient
-of its logits, which is multiplied into the gradients of the hidden states and of the head on the spot: nothing is
-recomputed in the backward pass, and nothing but those two gradients is kept for it.
+The counted tokens go through the head a chunk at a time. Each chunk yields its losses and, in closed form, the
+gradient of its logits, which is multiplied into the gradients of the hidden states and of the head on the spot:
+nothing is recomputed in the backward pass, and nothing but those two gradients is kept for it.
 """
 
 from collections.abc import Callable, Sequence

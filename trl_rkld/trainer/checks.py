@@ -16,12 +16,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from unlearn_eval.models import without_peft
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
 from ..losses import lm_head_of
 from ..run_record import read_record
 from ..teacher.prepare import check_bias, check_initialisation
-from ..teacher.roles import without_peft
 from .unlearning_config import UnlearningConfig
 
 

@@ -9,9 +9,11 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.training_args import TrainingArguments
 
+from unlearn_eval.models import without_peft
+
 from ..losses import TokenLosses, chunked_divergence, lm_head_of
 from ..teacher.augmented import train_further
-from ..teacher.roles import counted_labels, without_peft
+from ..teacher.roles import counted_labels
 from .rkld_config import RKLDConfig
 from .unlearning_trainer import UnlearningTrainer
 
@@ -59,7 +61,8 @@ class RKLDTrainer(UnlearningTrainer):
             at the student's precision. If `None`, it is made at the start of `train()` and deleted after use.
         args ([`RKLDConfig`], *optional*):
             Configuration. If `None`, the paper's.
-        train_dataset, retain_dataset, eval_dataset, processing_class, quantization_config, peft_config, callbacks, optimizers:
+        train_dataset, retain_dataset, eval_dataset, processing_class, quantization_config, peft_config, callbacks,
+        optimizers:
             As in [`UnlearningTrainer`].
     """
 

@@ -9,8 +9,8 @@ class SimNPOConfig(UnlearningConfig):
     r"""
     Configuration class for the [`SimNPOTrainer`].
 
-    This class includes only the parameters that are specific to SimNPO training. For a full list of training arguments,
-    please refer to the [`UnlearningConfig`] and [`~transformers.TrainingArguments`] documentation.
+    This class includes only the parameters that are specific to SimNPO training. For a full list of training
+    arguments, please refer to the [`UnlearningConfig`] and [`~transformers.TrainingArguments`] documentation.
 
     Using [`~transformers.HfArgumentParser`] we can turn this class into
     [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the

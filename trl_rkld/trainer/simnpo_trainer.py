@@ -14,8 +14,8 @@ from .unlearning_trainer import UnlearningTrainer
 
 class SimNPOTrainer(UnlearningTrainer):
     """
-    Trainer for SimNPO, a method introduced in [Simplicity Prevails: Rethinking Negative Preference Optimization for LLM
-    Unlearning](https://huggingface.co/papers/2410.07163).
+    Trainer for SimNPO, a method introduced in [Simplicity Prevails: Rethinking Negative Preference Optimization for
+    LLM Unlearning](https://huggingface.co/papers/2410.07163).
 
     NPO without a reference model, on log-probabilities divided by the answers' lengths:
     `−(2/β) log σ(−(β/|y|) log π_θ(y|x) − γ)`, averaged over the answers.

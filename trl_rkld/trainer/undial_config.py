@@ -9,8 +9,8 @@ class UNDIALConfig(UnlearningConfig):
     r"""
     Configuration class for the [`UNDIALTrainer`].
 
-    This class includes only the parameters that are specific to UNDIAL training. For a full list of training arguments,
-    please refer to the [`UnlearningConfig`] and [`~transformers.TrainingArguments`] documentation.
+    This class includes only the parameters that are specific to UNDIAL training. For a full list of training
+    arguments, please refer to the [`UnlearningConfig`] and [`~transformers.TrainingArguments`] documentation.
 
     Using [`~transformers.HfArgumentParser`] we can turn this class into
     [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the
@@ -18,8 +18,8 @@ class UNDIALConfig(UnlearningConfig):
 
     Parameters:
         label_penalty (`float`, *optional*, defaults to `10.0`):
-            What is taken away from the original model's logit of each token to forget. The paper's implementation uses 3
-            to 30.
+            What is taken away from the original model's logit of each token to forget. The paper's implementation uses
+            3 to 30.
     """
 
     label_penalty: float = field(

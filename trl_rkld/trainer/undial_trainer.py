@@ -6,8 +6,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from unlearn_eval.models import without_peft
+
 from ..losses import TokenLosses, chunked_divergence, lm_head_of
-from ..teacher.roles import counted_labels, without_peft
+from ..teacher.roles import counted_labels
 from .undial_config import UNDIALConfig
 from .unlearning_trainer import UnlearningTrainer
 

@@ -49,10 +49,10 @@ class UnlearningConfig(SFTConfig):
             first step, and free what made them. Exact, and the models need not live through training. If `False`,
             they are computed live at each step.
         teacher_cache_dir (`str`, *optional*):
-            Folder for private temporary files: the cached hidden states (of a live teacher, the augmented model's trained
-            weights), so that a resumed run has the same teacher, and the original weights while the augmented model is
-            trained. Deleted when training completes. Must be outside `output_dir`. Defaults to `trl_rkld` in the user's
-            cache folder.
+            Folder for private temporary files: the cached hidden states (of a live teacher, the augmented model's
+            trained weights), so that a resumed run has the same teacher, and the original weights while the augmented
+            model is trained. Deleted when training completes. Must be outside `output_dir`. Defaults to `trl_rkld` in
+            the user's cache folder.
         stop_at_forget_prob (`float`, *optional*):
             End training after the first epoch at whose end the mean probability of the forgotten answers (of the
             first 400 of them) is at or below this. The probability of an answer is `p(answer)^(1/tokens)`.

@@ -19,6 +19,7 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from unlearn_eval.fingerprint import hash_samples, hash_tensors
+from unlearn_eval.models import without_peft
 from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
 
 from ..data import (
@@ -49,7 +50,6 @@ from ..teacher.roles import (
     counted_hidden_states,
     counted_labels,
     probabilities_of_answers,
-    without_peft,
 )
 from ..version import __version__
 from .checks import check_arguments, check_is_text, check_model, student_adapter, warn_slow_bfloat16
@@ -141,6 +141,8 @@ class UnlearningTrainer(SFTTrainer):
                 "is_trainable=True)`. The command `trl-rkld` does it for you."
             )
 
+        if peft_config is not None and peft_config.revision is None:  # saved with the adapter: which base it is for
+            peft_config.revision = (args.model_init_kwargs or {}).get("revision")
         self._num_samples, self._is_constructed = 0, False
         super().__init__(
             model=model,
@@ -221,8 +223,8 @@ class UnlearningTrainer(SFTTrainer):
 
     def count_forget_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """
-        How many items the forget loss of a batch is a sum over: its counted tokens. A method whose loss is one of whole
-        answers counts these.
+        How many items the forget loss of a batch is a sum over: its counted tokens. A method whose loss is one of
+        whole answers counts these.
 
         Args:
             inputs (`dict`):
@@ -455,7 +457,7 @@ class UnlearningTrainer(SFTTrainer):
         self._report_verdict(before, after, output)
         return output
 
-    def _prepare_teacher(self, checkpoint: Path | None, stack: ExitStack) -> None:
+    def _prepare_teacher(self, checkpoint: str | None, stack: ExitStack) -> None:
         if self._teacher_digest is not None:
             raise ValueError(
                 "A live teacher (`precompute_teacher=False`) lasts for one `train()`, after which the model is no longer "
@@ -542,7 +544,7 @@ class UnlearningTrainer(SFTTrainer):
             "settings": self._card_settings(),
             "teacher": self._teacher_fingerprint,
             "teacher_digest": self._teacher_digest,
-            **base_record(self.model, self.args.model_init_kwargs),
+            **base_record(self.model),
         }
 
     def _adapter_hash(self) -> str | None:
@@ -559,7 +561,7 @@ class UnlearningTrainer(SFTTrainer):
         return settings
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # Written beside, then moved: a kill halfway leaves the files of the last save as they were.
+        # Written beside, then moved: a kill while they are written leaves the files of the last save as they were.
         output_dir = Path(output_dir if output_dir is not None else self.args.output_dir)
         partial_dir = output_dir / "_partial"
         shutil.rmtree(partial_dir, ignore_errors=True)

@@ -6,8 +6,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from unlearn_eval.models import without_peft
+
 from ..losses import TokenLosses, chunked_nll, lm_head_of, teacher_labels
-from ..teacher.roles import counted_labels, without_peft
+from ..teacher.roles import counted_labels
 from .rkld_trainer import RKLDTrainer
 from .whp_config import WHPConfig
 

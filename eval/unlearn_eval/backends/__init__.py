@@ -27,7 +27,8 @@ class AnswerScores(NamedTuple):
         matches (`np.ndarray` of shape `[T]`):
             Whether the token is the model's first choice.
         means, variances (`np.ndarray` of shape `[T]`, *optional*):
-            Mean and variance of `log p` under `p` at each position (Min-K%++). `None` where the backend can't give them.
+            Mean and variance of `log p` under `p` at each position (Min-K%++). `None` where the backend can't give
+            them.
     """
 
     logprobs: np.ndarray

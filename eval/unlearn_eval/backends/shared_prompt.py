@@ -2,8 +2,8 @@
 """
 Attention of many answers that share their prompts, as an attention implementation of transformers.
 
-All questions of a batch stand in one row without any padding: a prompt, the answers to it one by one, the next prompt. Each
-answer attends to its own prompt and to itself.
+All questions of a batch stand in one row without any padding: a prompt, the answers to it one by one, the next prompt.
+Each answer attends to its own prompt and to itself.
 """
 
 from collections.abc import Iterator, Sequence

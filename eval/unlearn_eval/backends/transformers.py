@@ -2,7 +2,7 @@
 """Scoring and greedy generation with transformers: full models, adapters and 4-bit models, on any device."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from ..lm_head import head_logits
+from ..models import evaluating, without_peft
 from . import AnswerScores, GenerateRequest, ScoreRequest
 from .shared_prompt import layout, shared_prompt_attention
 
@@ -44,26 +45,28 @@ class TransformersBackend:
             Causal language model, loaded and in place.
         end_ids (`Sequence[int]`):
             Tokens that end an answer.
-        batch_tokens (`int`, *optional*, defaults to `4096`):
-            Tokens that go through the model at once when scoring, padding included.
+        batch_tokens (`int`, *optional*):
+            Tokens that go through the model at once when scoring, padding included. Defaults to 2048 on a CPU and 8192
+            elsewhere.
         batch_size (`int`, *optional*, defaults to `32`):
             Prompts that are continued at once.
         hidden_id (`int`, *optional*):
-            Token that no token may attend to, as [OU]'s padding mask has it: `--compat open_unlearning`. The model's own
-            generation settings then hold but for sampling, as there.
+            Token that no token may attend to, as [OU]'s padding mask has it: `--compat open_unlearning`. The model's
+            own generation settings then hold but for sampling, as there.
     """
 
     def __init__(
         self,
         model: nn.Module,
         end_ids: Sequence[int],
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         batch_size: int = 32,
         hidden_id: int | None = None,
     ):
         self.model, self.end_ids, self.hidden_id = model, list(end_ids), hidden_id
-        self.batch_tokens, self.batch_size = batch_tokens, batch_size
-        self.causal_lm = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+        self.causal_lm = without_peft(model)
+        self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 8192)
+        self.batch_size = batch_size
         self.packs: bool | None = None  # whether questions can be packed, see `_can_pack`
 
     @property
@@ -276,17 +279,6 @@ def last_hidden_states(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.
     """
     with shared_prompt_attention(model) if "shared_prompt" in inputs else nullcontext():
         return model.base_model(**inputs, use_cache=False).last_hidden_state
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _by_tokens(questions: list[Question], batch_tokens: int) -> Iterator[list[Question]]:

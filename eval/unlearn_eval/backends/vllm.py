@@ -36,8 +36,8 @@ class VLLMBackend:
     """
     A model, with or without adapters, in an engine of vLLM's: a process of its own per card.
 
-    The engine logs errors only, neither texts nor token ids, and reports no usage; results come from token ids alone, so
-    it has no tokenizer. They are not the same from run to run to the last bit: batches differ.
+    The engine logs errors only, neither texts nor token ids, and reports no usage; results come from token ids alone,
+    so it has no tokenizer. They are not the same from run to run to the last bit: batches differ.
 
     Args:
         model (`str`):

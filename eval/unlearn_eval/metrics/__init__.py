@@ -3,8 +3,8 @@
 TOFU's metrics as pure functions over plain arrays: no torch, no files, no texts in error messages.
 
 They follow [OU], locuslab/open-unlearning@d3d7cf9, where it differs from the papers, and say so. Two parties read the
-numbers: the *data subject*, who wants the forget set gone, and the *model's user*, who wants everything else kept. Each
-docstring names the aggregation and says whose gain a higher value is.
+numbers: the *data subject*, who wants the forget set gone, and the *model's user*, who wants everything else kept.
+Each docstring names the aggregation and says whose gain a higher value is.
 """
 
 from .memorization import exact_memorization, extraction_strength

@@ -10,9 +10,9 @@ def exact_memorization(matches: Sequence[bool]) -> float:
     """
     Share of an answer's tokens that are the model's first choice, given all tokens before them.
 
-    Aggregation: mean over items ([`mean_over_items`]). Direction: on the forget set lower is better for the data subject.
-    Source: https://huggingface.co/papers/2205.10770, as in open-unlearning@d3d7cf9 (`exact_memorization`), which stores it
-    in 32 bits.
+    Aggregation: mean over items ([`mean_over_items`]). Direction: on the forget set lower is better for the data
+    subject. Source: https://huggingface.co/papers/2205.10770, as in open-unlearning@d3d7cf9 (`exact_memorization`),
+    which stores it in 32 bits.
 
     Args:
         matches (`Sequence[bool]` of shape `[T]`):
@@ -33,9 +33,9 @@ def extraction_strength(matches: Sequence[bool]) -> float:
     Share of an answer that the model completes without an error: `1 - k / T` with k the length of the shortest prefix
     after which every token is the model's first choice.
 
-    Quirk of the reference, kept: if not even the last token is right, k stays at T - 1, so the floor is `1 / T`, not 0,
-    and an answer of one token always scores 1. Aggregation: mean over items ([`mean_over_items`]). Direction: on the
-    forget set lower is better for the data subject. Source: https://huggingface.co/papers/2406.09179, as in
+    Quirk of the reference, kept: if not even the last token is right, k stays at T - 1, so the floor is `1 / T`, not
+    0, and an answer of one token always scores 1. Aggregation: mean over items ([`mean_over_items`]). Direction: on
+    the forget set lower is better for the data subject. Source: https://huggingface.co/papers/2406.09179, as in
     open-unlearning@d3d7cf9 (`extraction_strength`).
 
     Args:

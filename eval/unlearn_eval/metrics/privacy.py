@@ -111,8 +111,8 @@ def min_k_plus_plus_score(
     """
     Min-K%++ attack: Min-K% on log-probabilities standardised by the vocabulary's moments at each position.
 
-    With p the distribution over the vocabulary, `mean = sum p log p` and `variance = sum p (log p)^2 - mean^2`, clamped
-    from below at 1e-6. Aggregation: [`auc`]. Direction: higher says "not in the training data". Source:
+    With p the distribution over the vocabulary, `mean = sum p log p` and `variance = sum p (log p)^2 - mean^2`,
+    clamped from below at 1e-6. Aggregation: [`auc`]. Direction: higher says "not in the training data". Source:
     https://huggingface.co/papers/2404.02936, as in open-unlearning@d3d7cf9 (`mia_min_k_plus_plus`).
 
     Args:
@@ -142,11 +142,12 @@ def min_k_plus_plus_score(
 
 def auc(forget_scores: Sequence[float], holdout_scores: Sequence[float]) -> float:
     """
-    Area under the ROC curve of an attack: the chance that a holdout item scores above a forget item, ties counting half.
+    Area under the ROC curve of an attack: the chance that a holdout item scores above a forget item, ties counting
+    half.
 
-    Labels are forget = 0 and holdout = 1, as in open-unlearning@d3d7cf9. Aggregation: rank statistic over all pairs, equal
-    to scikit-learn's `roc_auc_score`. Direction: 1 says that the forget set is fully remembered, 0.5 is ideal for the data
-    subject, below 0.5 it is *less* likely than unseen text (over-unlearned), which gives it away too.
+    Labels are forget = 0 and holdout = 1, as in open-unlearning@d3d7cf9. Aggregation: rank statistic over all pairs,
+    equal to scikit-learn's `roc_auc_score`. Direction: 1 says that the forget set is fully remembered, 0.5 is ideal
+    for the data subject, below 0.5 it is *less* likely than unseen text (over-unlearned), which gives it away too.
 
     Args:
         forget_scores (`Sequence[float]` of shape `[n]`):
@@ -175,9 +176,9 @@ def privleak(model_auc: float, retain_auc: float = 0.5) -> float:
     """
     Privacy leakage: the distance of an attack's AUC from the retain-only model's, in per cent.
 
-    `100 * ((1 - AUC) - (1 - AUC_retain)) / (1 - AUC_retain + 1e-10)`: MUSE counts the AUC the other way round, hence the
-    `1 - AUC`. Aggregation: from two aggregates of [`min_k_score`]. Direction: 0 is ideal for the data subject, -100 fully
-    leaked, far above 0 over-unlearned (unbounded as `retain_auc` nears 1). Source:
+    `100 * ((1 - AUC) - (1 - AUC_retain)) / (1 - AUC_retain + 1e-10)`: MUSE counts the AUC the other way round, hence
+    the `1 - AUC`. Aggregation: from two aggregates of [`min_k_score`]. Direction: 0 is ideal for the data subject,
+    -100 fully leaked, far above 0 over-unlearned (unbounded as `retain_auc` nears 1). Source:
     https://huggingface.co/papers/2407.06460, as in open-unlearning@d3d7cf9 (`privleak`).
 
     Args:

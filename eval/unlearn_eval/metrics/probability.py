@@ -12,14 +12,14 @@ def answer_probability(avg_loss: Sequence[float]) -> np.ndarray:
     """
     Length-normalised probability of each answer, `P = exp(-avg_loss) = p(answer | question) ** (1 / T)`.
 
-    Aggregation: mean over items ([`mean_over_items`]). Direction: on the forget set lower is better for the data subject;
-    on the retain set higher is better for the user. Source: https://huggingface.co/papers/2401.06121, section 2.2, as in
-    open-unlearning@d3d7cf9 (`probability`), which stores it in 32 bits.
+    Aggregation: mean over items ([`mean_over_items`]). Direction: on the forget set lower is better for the data
+    subject; on the retain set higher is better for the user. Source: https://huggingface.co/papers/2401.06121, section
+    2.2, as in open-unlearning@d3d7cf9 (`probability`), which stores it in 32 bits.
 
     Args:
         avg_loss (`Sequence[float]` of shape `[n]` or `[n, k]`):
-            Mean negative log-likelihood over the T counted tokens of each answer, end-of-turn token included, in nats per
-            token. With k answers an item, one row an item.
+            Mean negative log-likelihood over the T counted tokens of each answer, end-of-turn token included, in nats
+            per token. With k answers an item, one row an item.
 
     Returns:
         `np.ndarray`:
@@ -54,7 +54,8 @@ def option_normalised_probability(
             Normalised probabilities in [0, 1].
 
     Raises:
-        [`ValueError`]: If an argument is empty, not finite or negative, if the lengths differ, or if without a guard all
+        [`ValueError`]: If an argument is empty, not finite or negative, if the lengths differ, or if without a guard
+        all
             probabilities of an item are zero.
     """
     right = finite_array("right", right)

@@ -20,8 +20,8 @@ def rouge_scores(references: Sequence[str], generations: Sequence[str]) -> list[
     ROUGE-1 recall, ROUGE-L F1 and ROUGE-L recall of each generation (rouge-score 0.1.2, Porter stemmer).
 
     Recall asks how much of the reference the generation holds, so a long rambling answer scores high. TOFU reports
-    `rougeL_recall`. Aggregation: mean over items ([`mean_over_items`]). Direction: on the forget set lower is better for
-    the data subject; elsewhere higher is better for the user. Source: https://aclanthology.org/W04-1013, as in
+    `rougeL_recall`. Aggregation: mean over items ([`mean_over_items`]). Direction: on the forget set lower is better
+    for the data subject; elsewhere higher is better for the user. Source: https://aclanthology.org/W04-1013, as in
     open-unlearning@d3d7cf9 (`eval_text_similarity`).
 
     Args:

@@ -19,15 +19,15 @@ def truth_ratio(
     Truth ratio of each item, `R = P_wrong / (P_right + guard)`: wrong over right.
 
     `P_wrong` is the *geometric* mean over the wrong answers, `exp(-mean_j loss_j)`. The paper's formula takes the
-    arithmetic mean; the numbers that both reference evaluators report do not. Aggregation: [`closer_to_1_better`] on the
-    forget set, [`true_better`] elsewhere, [`prob_mean`] in the OpenUnlearning paper. Direction: none of its own: R < 1
-    says that the model prefers the right answer, R = 1 that it cannot tell. Source:
+    arithmetic mean; the numbers that both reference evaluators report do not. Aggregation: [`closer_to_1_better`] on
+    the forget set, [`true_better`] elsewhere, [`prob_mean`] in the OpenUnlearning paper. Direction: none of its own: R
+    < 1 says that the model prefers the right answer, R = 1 that it cannot tell. Source:
     https://huggingface.co/papers/2401.06121, section 2.2, as in open-unlearning@d3d7cf9 (`truth_ratio`).
 
     Args:
         right_loss (`Sequence[float]` of shape `[n]`):
-            Mean loss of the right answer in nats per token: the paraphrased answer (forget, retain), or the answer itself
-            (real authors, world facts).
+            Mean loss of the right answer in nats per token: the paraphrased answer (forget, retain), or the answer
+            itself (real authors, world facts).
         wrong_losses (`Sequence[Sequence[float]]` of shape `[n, k]`):
             Mean losses of the k wrong answers, in nats per token.
         guard (`float`, *optional*, defaults to `1e-10`):
@@ -62,9 +62,9 @@ def closer_to_1_better(truth_ratios: Sequence[float]) -> float:
     """
     Aggregation of the forget set's truth ratio: mean of `min(R, 1 / (R + 1e-10))`.
 
-    Direction: 1 says that right and wrong answers are equally likely, so higher is better for the data subject; but the
-    aim is the retain-only model's value, not 1. Source: open-unlearning@d3d7cf9; locuslab/tofu@bdc209e has no guard (the
-    difference is below 1e-10).
+    Direction: 1 says that right and wrong answers are equally likely, so higher is better for the data subject; but
+    the aim is the retain-only model's value, not 1. Source: open-unlearning@d3d7cf9; locuslab/tofu@bdc209e has no
+    guard (the difference is below 1e-10).
 
     Args:
         truth_ratios (`Sequence[float]` of shape `[n]`):
@@ -105,8 +105,8 @@ def prob_mean(truth_ratios: Sequence[float]) -> float:
     """
     Aggregation of the OpenUnlearning paper: mean of `right / (right + wrong) = 1 / (1 + R)`.
 
-    Direction: on the forget set lower is better for the data subject, 0.5 says that right and wrong are equally likely.
-    No shipped setting of open-unlearning@d3d7cf9 uses it. Source: https://huggingface.co/papers/2506.12618.
+    Direction: on the forget set lower is better for the data subject, 0.5 says that right and wrong are equally
+    likely. No shipped setting of open-unlearning@d3d7cf9 uses it. Source: https://huggingface.co/papers/2506.12618.
 
     Args:
         truth_ratios (`Sequence[float]` of shape `[n]`):
@@ -135,10 +135,10 @@ def forget_quality(truth_ratios: Sequence[float], retain_truth_ratios: Sequence[
     Can the truth ratios on the forget set be told from those of a model that never saw it?
 
     A two-sided two-sample Kolmogorov-Smirnov test (scipy's default method). Aggregation: p-value over the n items.
-    Direction: higher p and lower D are better for the data subject; p = 1 for the retain-only model itself, p < 0.05 is
-    the usual line for "can be told". The same D gives a smaller p with more items, so p of splits of different length are
-    not comparable; D is. R and 1/R give the same result. Source: https://huggingface.co/papers/2401.06121, section 2.2,
-    as in open-unlearning@d3d7cf9 (`ks_test`), which checks no lengths.
+    Direction: higher p and lower D are better for the data subject; p = 1 for the retain-only model itself, p < 0.05
+    is the usual line for "can be told". The same D gives a smaller p with more items, so p of splits of different
+    length are not comparable; D is. R and 1/R give the same result. Source: https://huggingface.co/papers/2401.06121,
+    section 2.2, as in open-unlearning@d3d7cf9 (`ks_test`), which checks no lengths.
 
     Args:
         truth_ratios (`Sequence[float]` of shape `[n]`):
@@ -148,8 +148,8 @@ def forget_quality(truth_ratios: Sequence[float], retain_truth_ratios: Sequence[
 
     Returns:
         `ForgetQuality`:
-            `p` in [0, 1], not its logarithm; `ks_d`, the largest distance of the two distribution functions, in [0, 1];
-            `n`, the number of items.
+            `p` in [0, 1], not its logarithm; `ks_d`, the largest distance of the two distribution functions, in [0,
+            1]; `n`, the number of items.
 
     Raises:
         [`ValueError`]: If an argument is empty, not finite or negative, or the lengths differ.

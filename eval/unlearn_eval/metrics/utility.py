@@ -25,8 +25,8 @@ def model_utility(aggregates: Mapping[str, float]) -> float:
     Model utility: harmonic mean of probability, ROUGE-L recall and truth ratio on retain set, real authors and world
     facts.
 
-    Aggregation: harmonic mean of nine means. Direction: higher is better for the user. If one of the nine is 0, so is the
-    result; [`explain_zero`] says which. Source: https://huggingface.co/papers/2401.06121, section 2.2, as in
+    Aggregation: harmonic mean of nine means. Direction: higher is better for the user. If one of the nine is 0, so is
+    the result; [`explain_zero`] says which. Source: https://huggingface.co/papers/2401.06121, section 2.2, as in
     open-unlearning@d3d7cf9 (`hm_aggregate`).
 
     Args:
