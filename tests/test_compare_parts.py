@@ -51,16 +51,20 @@ def test_a_job_a_gpu(visible, devices, monkeypatch):
     assert slots(use_cpu=False, cpu_jobs=5) == [{"CUDA_VISIBLE_DEVICES": device} for device in devices]
 
 
-def test_a_broken_gpu_does_not_take_all_jobs(tmp_path, capsys):
+def test_a_broken_gpu_or_folder_does_not_stop_the_others(tmp_path, capsys):
     """Where nothing can run, each job would fail at once, and the next one be taken."""
     (model, *_) = compare_setup.plan_of(compare_setup.write_data(tmp_path / "data"), tmp_path / "out")
     jobs = [replace(model, name=f"model{i}", folder=tmp_path / f"model{i}", row={}) for i in range(4)]
+    (tmp_path / "file").touch()
+    no_folder = replace(model, name="no-folder", folder=tmp_path / "file" / "model", row={})
     broken = {"CUDA_VISIBLE_DEVICES": "7", "PYTHONHOME": "/nowhere"}
-    failed = run_jobs(jobs, [broken, {"CUDA_VISIBLE_DEVICES": "0"}], lambda job, seconds: None)
-    assert failed == [jobs[0], jobs[2]]
+    gpus = [broken, {"CUDA_VISIBLE_DEVICES": "0"}]
+    failed = run_jobs([*jobs[:3], no_folder, jobs[3]], gpus, lambda job, seconds: None)
+    assert failed == [jobs[0], jobs[2], no_folder]
     assert [job.is_done for job in jobs] == [False, True, False, True]
     printed = capsys.readouterr().out
     assert printed.count("failed (exit code 1)") == 2 and printed.count("GPU 7 is left out") == 1
+    assert printed.count("no-folder could not start: ") == 1
 
 
 def test_first_of_equals(tokenizer, tmp_path):

@@ -72,10 +72,16 @@ def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], 
     in_a_row: Counter[str] = Counter()  # failures on a GPU since one was done there
     try:
         while True:
-            for job in [job for job in waiting if done.issuperset(job.needs)][: len(free)]:
+            ready = (job for job in list(waiting) if done.issuperset(job.needs))
+            while free and (job := next(ready, None)) is not None:
                 waiting.remove(job)
                 slot = free.pop(0)
-                running.append((job, slot, _start(job, slot), time.monotonic()))
+                try:
+                    running.append((job, slot, _start(job, slot), time.monotonic()))
+                except OSError as error:  # a full disk, say: what is running goes on
+                    free.append(slot)
+                    failed.append(job)
+                    print(f"✗ {job.name} could not start: {error}", flush=True)
             if not running:
                 return failed + waiting
             time.sleep(0.2)

@@ -84,10 +84,10 @@ def _run(jobs: list[Job], estimate: Estimate, free: list[Slot], output_dir: Path
             f"{time.strftime('%H:%M')} ✓ {job.name} ({in_words(seconds)}); {len(todo)} left, about {in_words(left)}",
             flush=True,
         )
-        remove_temporary(jobs)
         try:
+            remove_temporary(jobs)
             write_results(jobs, output_dir)
-        except OSError as error:  # a full disk, say: the jobs go on, and the results are written again at the end
+        except OSError as error:  # a full disk, say: the jobs go on, and this is done again at the end
             print(f"The results could not be written: {error}", flush=True)
 
     return run_jobs(jobs, free, on_done)
