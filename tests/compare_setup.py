@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 from conftest import REPOSITORY, build_tokenizer, tiny_llama
 from tofu_like import pairs_of, save, write_lines, write_tofu
@@ -101,6 +102,11 @@ def snapshot(folder, *patterns):
 
 def everything_below(folder):
     return sorted(str(path) for path in folder.rglob("*"))
+
+
+def is_alive(pid):
+    """Whether a process is there, and not only waiting to be reaped."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def weights_below(folder):

@@ -9,13 +9,13 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import pytest
 from compare_setup import (
     NPO,
     RKLD,
     Finished,
     compare,
+    is_alive,
     plan_of,
     read_log,
     read_rows,
@@ -211,11 +211,6 @@ def test_models_are_removed(finished):
 
 
 # ---- Kills and failures ----
-
-
-def is_alive(pid):
-    """Whether a process is there, and not only waiting to be reaped."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_killed_comparison_goes_on(finished, tmp_path):

@@ -57,7 +57,15 @@ def test_a_broken_gpu_or_folder_does_not_stop_the_others(tmp_path, capsys):
     jobs = [replace(model, name=f"model{i}", folder=tmp_path / f"model{i}", row={}) for i in range(4)]
     (tmp_path / "file").touch()
     no_folder = replace(model, name="no-folder", folder=tmp_path / "file" / "model", row={})
-    broken = {"CUDA_VISIBLE_DEVICES": "7", "PYTHONHOME": "/nowhere"}
+    # On the broken one a worker starts an engine, as vLLM does, and dies.
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sitecustomize.py").write_text(
+        "import os, subprocess\n"
+        f"engine = subprocess.Popen(['sleep', '300'])\n"
+        f"open({str(tmp_path / 'engines')!r}, 'a').write(f'{{engine.pid}} ')\n"
+        "os._exit(1)\n"
+    )
+    broken = {"CUDA_VISIBLE_DEVICES": "7", "PYTHONPATH": str(tmp_path / "broken")}
     gpus = [broken, {"CUDA_VISIBLE_DEVICES": "0"}]
     failed = run_jobs([*jobs[:3], no_folder, jobs[3]], gpus, lambda job, seconds: None)
     assert failed == [jobs[0], jobs[2], no_folder]
@@ -65,6 +73,8 @@ def test_a_broken_gpu_or_folder_does_not_stop_the_others(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("failed (exit code 1)") == 2 and printed.count("GPU 7 is left out") == 1
     assert printed.count("no-folder could not start: ") == 1
+    engines = (tmp_path / "engines").read_text().split()
+    assert len(engines) == 2 and not any(compare_setup.is_alive(int(pid)) for pid in engines)
 
 
 def test_first_of_equals(tokenizer, tmp_path):

@@ -143,6 +143,17 @@ def test_dry_run(data, tmp_path, capsys):
     assert everything_below(tmp_path) == before
 
 
+def test_adapters_that_fit(data, tmp_path):
+    adapter = {"command": "npo", "use_peft": True, "lora_r": 4}
+    runs = [adapter | {"lora_target_modules": "all-linear"}, adapter | {"setting": "4-bit", "load_in_4bit": True}]
+    assert (
+        run(
+            ["--config", str(write_config(tmp_path, settings(data, tmp_path / "out", runs=runs))), "--dry_run", "true"]
+        )
+        == 0
+    )
+
+
 @pytest.mark.parametrize("augment", [{}, {"num_train_epochs": 2}])
 def test_system_prompt(augment, data, tmp_path):
     """Augmented models are trained with the settings of fine-tuning, so that `augment` need not repeat the prompt."""
@@ -225,6 +236,9 @@ ONE_RUN = [{"command": "npo"}]
         ({"finetune": {"load_in_8bit": True}}, "`finetune`: .*Remove `load_in_8bit`"),
         ({"common": {"eval_on_start": True}}, "`common` or `runs`, npo: `eval_on_start` is decided by the comparison"),
         ({"runs": [{"command": "npo", "use_peft": True, "lora_target_modules": ["c_attn"]}]}, "`runs`, npo: .*c_attn"),
+        ({"runs": [{"command": "npo", "use_peft": True, "lora_r": 0}]}, "`runs`, npo: .*`r` should be a positive"),
+        ({"evaluation": {"max_retain_samples": None}}, "`evaluation`: `max_retain_samples` has no value"),
+        ({"evaluation": {"max_new_tokens": None}}, "`evaluation`: `max_new_tokens` has no value"),
         ({"runs": [{"command": "npo", "attn_implementation": "flash_attention_2"}]}, "`runs`, npo: .*[Ff]lash"),
         ({"augment": {"epochs": 3}, "runs": RUNS}, "`finetune`, `augment` or the `augment` of `runs`: `epochs`"),
         ({"splits": "forget01"}, "`splits` must be a list"),({"runs": [{"command": "npo", "seeds": 1}]}, r"`seeds` of `runs\[0\]` must be a list"),

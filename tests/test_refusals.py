@@ -3,6 +3,7 @@
 
 import importlib
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -295,17 +296,35 @@ def test_dpo_resumes(way, memorised, adapter, refusals_path, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["idk", "dpo"])
-def test_main(command, memorised, refusals_path, tmp_path, monkeypatch):
-    """The whole script, on files."""
+def test_main(command, memorised, refusals_path, tmp_path):
+    """The whole script, on files; resumed from its folder, and not from another's."""
     forget, retain = tmp_path / "forget.jsonl", tmp_path / "keep.jsonl"
     rows(FORGET).to_json(forget)
     rows(RETAIN).to_json(retain)
-    settings = {"dataset_name": str(forget)} | ({"retain_dataset_name": str(retain)} if command == "idk" else {})
+    settings = {"dataset_name": str(forget), "save_strategy": "epoch"}
+    settings |= {"retain_dataset_name": str(retain)} if command == "idk" else {}
     script, parsed = parse(command, memorised, refusals_path, tmp_path, **settings)
     script.main(*parsed)
     before, after = (load_file(f"{folder}/model.safetensors") for folder in (memorised, tmp_path / "output"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert AutoTokenizer.from_pretrained(tmp_path / "output").chat_template
+
+    checkpoints = sorted(
+        (tmp_path / "output").glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-"))
+    )
+    shutil.rmtree(checkpoints[-1])
+    (tmp_path / "output" / "model.safetensors").unlink()
+    settings["resume_from_checkpoint"] = str(tmp_path / "output")
+    script, parsed = parse(command, memorised, refusals_path, tmp_path, **settings)
+    script.main(*parsed)
+    resumed = load_file(tmp_path / "output" / "model.safetensors")
+    for name, tensor in after.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-6)
+    settings.pop("retain_dataset_name", None)
+    other = {"idk": "dpo", "dpo": "idk"}[command]
+    script, parsed = parse(other, memorised, refusals_path, tmp_path, **settings)
+    with pytest.raises(ValueError, match=f"was made by {command.upper()}, not {other.upper()}"):
+        script.main(*parsed)
 
 
 # ---- Errors, before a model is loaded ----

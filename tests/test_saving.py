@@ -33,9 +33,19 @@ def lora_trainer(path, tokenizer, folder, quantization=None, **kwargs):
 
 def test_an_adapter_names_the_revision_of_its_base(llama_path, tokenizer, tmp_path):
     """Where PEFT looks for it: whoever loads the adapter gets the weights that it was trained on."""
-    trainer = lora_trainer(llama_path, tokenizer, tmp_path, model_init_kwargs={"revision": "v1", "dtype": "float32"})
-    trainer.save_model()
-    assert PeftConfig.from_pretrained(tmp_path / "output").revision == "v1"
+    shared = LoraConfig(r=4, target_modules="all-linear")
+    for name, revision in (("one", "v1"), ("two", "v2"), ("three", None)):
+        settings = {"dtype": "float32"} | ({} if revision is None else {"revision": revision})
+        trainer = RKLDTrainer(
+            llama_path,
+            args=config(tmp_path / name, model_init_kwargs=settings),
+            train_dataset=rows(FORGET),
+            processing_class=tokenizer,
+            peft_config=shared,
+        )
+        trainer.save_model()
+        assert PeftConfig.from_pretrained(tmp_path / name / "output").revision == revision
+    assert shared.revision is None
 
 
 def test_card_and_record(llama, tokenizer, tmp_path):

@@ -52,9 +52,9 @@ def evaluate(model_name_or_path: str | Sequence[str], **settings: Any) -> EvalLo
 
     Raises:
         [`ValueError`]: If settings, data or logs don't fit together, before any model is loaded. Nothing is
-        overwritten. [`ValueError`]: Later, if vLLM and transformers disagree about a model, or a model answers nothing
-        at all. What was
-            computed is kept for the next start.
+            overwritten.
+        [`ValueError`]: Later, if vLLM and transformers disagree about a model, or a model answers nothing at all. What
+            was computed is kept for the next start.
     """
     single = isinstance(model_name_or_path, str)
     names = [model_name_or_path] if single else list(model_name_or_path)

@@ -86,8 +86,7 @@ def rescore(eval_log: Mapping[str, Any], retain_log: Mapping[str, Any] | None = 
     ROUGE is recomputed from the texts where the log has them, truth ratios and normalised probabilities from the
     losses and probabilities of the single answers. A legacy log stores no aggregates: its rows take open-unlearning's
     names, use the formulas of locuslab/tofu@bdc209e (no guards), and give those that in-training evaluation there
-    reports under
-    `*_arithmetic` besides.
+    reports under `*_arithmetic` besides.
 
     Args:
         eval_log (`Mapping[str, Any]`):
@@ -102,8 +101,7 @@ def rescore(eval_log: Mapping[str, Any], retain_log: Mapping[str, Any] | None = 
 
     Raises:
         [`ValueError`]: If a log is neither of the two formats, items are missing, or the retain log is of another
-        format,
-            split or length.
+            format, split or length.
     """
     legacy = is_legacy(eval_log)
     if retain_log is not None and is_legacy(retain_log) != legacy:

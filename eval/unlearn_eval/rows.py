@@ -113,8 +113,9 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
             The rows, for [`plots.write_plots`].
 
     Raises:
-        [`FileNotFoundError`]: If there is no such file. [`ValueError`]: If it has no column `split` or `method`, a
-        line is too long or too short, or a field is no number.
+        [`FileNotFoundError`]: If there is no such file.
+        [`ValueError`]: If it has no column `split` or `method`, a line is too long or too short, or a field is no
+            number.
     """
     path = Path(path)
     if not path.is_file():

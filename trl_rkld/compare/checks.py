@@ -1,15 +1,14 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """Everything that can be wrong, before the first job starts."""
 
-from functools import cache
 from importlib.util import find_spec
 from math import isfinite
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
 from unlearn_eval import EvalConfig
 from unlearn_eval.job import check_lengths
@@ -62,6 +61,9 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     reserved = [key for key in config.evaluation if key in _RESERVED]
     if reserved:
         raise ValueError(f"`evaluation`: `{reserved[0]}` is decided by the comparison itself. Remove it.")
+    nulls = [key for key, value in config.evaluation.items() if value is None]
+    if nulls:
+        raise ValueError(f"`evaluation`: `{nulls[0]}` has no value. Give one, or leave it out for the default.")
     models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
     models |= {f"retain_model_name_or_path[{split}]": one for split, one in config.retain_model_name_or_path.items()}
     for field, name in models.items():
@@ -73,8 +75,9 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
         except (OSError, ValueError) as error:
             raise ValueError(f"`{field}`: {name} can't be loaded. {error}") from None
     max_lengths: dict[tuple, list[int | None]] = {}
+    tried: set[str] = set()
     for job in jobs:
-        max_length = _check_settings(job, config)
+        max_length = _check_settings(job, config, tried)
         if job.kind == "finetune" or job.settings.get("command") in TRAINED_COMMANDS:
             max_lengths.setdefault(tuple(job.settings["sets"].values()), []).append(max_length)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
@@ -87,9 +90,10 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     check_folders(jobs)
 
 
-def _check_settings(job: Job, config: CompareConfig) -> int | None:
+def _check_settings(job: Job, config: CompareConfig, tried: set[str]) -> int | None:
     """Raise on settings that a command would refuse; return the length of the records that it can take."""
     settings = job.settings
+    target = config.target_model_name_or_path or config.model_name_or_path
     ours = {"model_name_or_path": settings["model"], "output_dir": str(job.folder), "use_cpu": config.use_cpu or None}
     if job.kind == "finetune":
         where = "`finetune`" if settings["seed"] is None else "`finetune`, `augment` or the `augment` of `runs`"
@@ -100,7 +104,7 @@ def _check_settings(job: Job, config: CompareConfig) -> int | None:
                 raise ValueError(
                     f"{where}: target, retain-only and augmented models are whole models. Remove `{name}`."
                 )
-        _check_model(where, model_args, config.model_name_or_path)
+        _check_model(where, model_args, config.model_name_or_path if settings["seed"] is None else target, tried)
         return training_args.max_length
     try:
         EvalConfig(
@@ -130,30 +134,30 @@ def _check_settings(job: Job, config: CompareConfig) -> int | None:
         raise ValueError(f"{where}: `num_train_epochs` must be at least 1, and whole: one of the epochs is chosen.")
     if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
         raise ValueError(f"{where}: quantised weights can't be trained whole. Use `load_in_4bit` with `use_peft`.")
-    _check_model(where, model_args, config.target_model_name_or_path or config.model_name_or_path)
+    _check_model(where, model_args, target, tried)
     if path is not None:
         script_args.refusals()
     return training_args.max_length
 
 
-def _check_model(where: str, model_args: ModelConfig, name: str) -> None:
+def _check_model(where: str, model_args: ModelConfig, name: str, tried: set[str]) -> None:
     """Raise where attention, quantisation or adapter don't go with the model. Its weights are not read."""
     if model_args.load_in_4bit and find_spec("bitsandbytes") is None:
         raise ValueError(f"{where}: `load_in_4bit` needs bitsandbytes: `pip install bitsandbytes`.")
-    targets = model_args.lora_target_modules  # names, or "all-linear", or none
-    targets = tuple(targets) if isinstance(targets, list) else targets
+    peft_config = get_peft_config(model_args)
+    key = f"{name} {model_args.attn_implementation} {peft_config}"  # most jobs differ in other things
+    if key in tried:
+        return
     try:
-        _try_model(name, model_args.attn_implementation, model_args.use_peft, targets)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(name), attn_implementation=model_args.attn_implementation
+            )
+            if peft_config is not None:
+                get_peft_model(model, peft_config)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-@cache  # jobs differ in other things
-def _try_model(name: str, attention: str | None, use_peft: bool, targets: tuple[str, ...] | str | None) -> None:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), attn_implementation=attention)
-        if use_peft:
-            get_peft_model(model, LoraConfig(target_modules=list(targets) if isinstance(targets, tuple) else targets))
+    tried.add(key)
 
 
 def _check_numbers(where: str, arguments: dict[str, Any], taken: tuple[str, ...]) -> None:

@@ -78,8 +78,11 @@ def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], 
                 slot = free.pop(0)
                 try:
                     running.append((job, slot, _start(job, slot), time.monotonic()))
-                except OSError as error:  # a full disk, say: what is running goes on
+                except OSError as error:  # a full disk, say
                     free.append(slot)
+                    if running:  # it may have room when one of these has ended
+                        waiting.insert(0, job)
+                        break
                     failed.append(job)
                     print(f"✗ {job.name} could not start: {error}", flush=True)
             if not running:
@@ -89,6 +92,7 @@ def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], 
             for one in ended:
                 job, slot, process, start = one
                 running.remove(one)
+                _kill(process)  # its vLLM engine, if it died by itself
                 gpu = slot["CUDA_VISIBLE_DEVICES"]
                 if job.is_done:
                     in_a_row[gpu] = 0
@@ -107,9 +111,14 @@ def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], 
                     free.append(slot)
     finally:
         for _, _, process, _ in running:
-            with suppress(ProcessLookupError):  # it has ended meanwhile
-                os.killpg(process.pid, signal.SIGKILL)  # and vLLM's engine, a process of its own
+            _kill(process)
             process.wait()
+
+
+def _kill(worker: subprocess.Popen) -> None:
+    """Kill a worker, or what is left of it, with the processes that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
 
 
 def _start(job: Job, slot: Slot) -> subprocess.Popen:

@@ -137,7 +137,8 @@ def tables(rows: list[Row]) -> str:
         target = next((row["forget_quality"] for row in of_split if row["method"] == TARGET), None)
         if target is not None and target >= _TELLS_APART:
             parts.append(
-                f"The target itself has p = {target:.2g}: with so few questions forget quality can't tell methods apart.\n"
+                f"The target itself has p = {target:.2g}: the questions are too few, or it never learnt them. Forget quality can't "
+                "tell methods apart.\n"
             )
     return "\n".join(parts)
 

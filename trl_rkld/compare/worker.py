@@ -217,9 +217,11 @@ def _remove_checkpoints(folder: Path) -> None:
 
 
 def _die_with_parent() -> None:
-    """The parent holds the other end of the standard input: when it is killed, so is this process, with its own children."""
+    """The parent holds the other end of the standard input: when it is killed, so are this process and its children."""
     os.read(sys.stdin.fileno(), 1)
-    os.killpg(0, signal.SIGKILL)
+    if os.getpgrp() == os.getpid():  # as `run_jobs` starts it
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 if __name__ == "__main__":

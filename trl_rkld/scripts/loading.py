@@ -68,7 +68,13 @@ def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = 
 def train_and_save(trainer: Trainer) -> None:
     """Train, save and push, and say so."""
     args = trainer.args
-    trainer.train(resume_from_checkpoint=complete_checkpoint(args.output_dir, args.resume_from_checkpoint))
+    checkpoint = complete_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    record = None if checkpoint is None else read_record(checkpoint)
+    if record is not None and record["method"] != trainer._name:
+        raise ValueError(
+            f"`resume_from_checkpoint`: {checkpoint!r} was made by {record['method']}, not {trainer._name}."
+        )
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.accelerator.print("✅ Training completed.")
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"💾 Model saved to {args.output_dir}.")

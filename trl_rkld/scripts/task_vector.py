@@ -156,6 +156,9 @@ def _check_adapters(original: str, augmented: str) -> None:
     adapters = [augmented, original] if is_adapter(original) else [augmented]
     configs = [PeftConfig.from_pretrained(adapter) for adapter in adapters]
     bases = [config.base_model_name_or_path for config in configs] + [original] * (len(adapters) == 1)
+    revisions = [config.revision or "main" for config in configs]
+    if len(set(revisions)) > 1:
+        bases = [f"{base}@{revision}" for base, revision in zip(bases, revisions, strict=True)]
     if Path(bases[0]).resolve() != Path(bases[1]).resolve():
         raise ValueError(
             f"`augmented_model_name_or_path={augmented!r}` is an adapter of `{bases[0]}`, not of `{bases[1]}`: its "

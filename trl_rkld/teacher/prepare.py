@@ -203,7 +203,7 @@ def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iter
         if not (is_quantized(without_peft(given)) or trainer.is_model_parallel):
             given.to(trainer.accelerator.device)
         yield Role(given)
-    elif given is not None and isinstance(model, PeftModel) and _base_of(given) == _base_name(model):
+    elif given is not None and isinstance(model, PeftModel) and _base_of(given) == _own_base(model):
         check_initialisation(PeftConfig.from_pretrained(given))
         model.load_adapter(given, AUGMENTED, is_trainable=False)
         try:
@@ -280,12 +280,16 @@ def is_adapter(path_or_id: str) -> bool:
     return find_adapter_config_file(path_or_id) is not None
 
 
-def _base_of(path_or_id: str) -> str | None:
-    return PeftConfig.from_pretrained(path_or_id).base_model_name_or_path if is_adapter(path_or_id) else None
+def _base_of(adapter: str) -> tuple[str, str] | None:
+    """Name and revision of an adapter's base; nothing of a whole model."""
+    if not is_adapter(adapter):
+        return None
+    peft_config = PeftConfig.from_pretrained(adapter)
+    return peft_config.base_model_name_or_path, peft_config.revision or "main"
 
 
-def _base_name(model: PeftModel) -> str:
-    return get_config_model_id(model.get_base_model().config)
+def _own_base(model: PeftModel) -> tuple[str, str]:
+    return get_config_model_id(model.get_base_model().config), model.active_peft_config.revision or "main"
 
 
 def load_like(path_or_id: str, model: PreTrainedModel | PeftModel, init_kwargs: dict | None) -> PreTrainedModel:
@@ -306,17 +310,13 @@ def load_like(path_or_id: str, model: PreTrainedModel | PeftModel, init_kwargs: 
     """
     causal_lm = without_peft(model)
     kwargs = dict(init_kwargs or {}) | {"dtype": causal_lm.dtype} | device_map_kwargs()
-    kwargs["revision"] = "main"  # the student's is that of another repository
     if is_quantized(causal_lm):
         kwargs["quantization_config"] = causal_lm.hf_quantizer.quantization_config
-    if not is_adapter(path_or_id):
-        loaded = create_model_from_path(path_or_id, **kwargs)
-    else:
-        peft_config = PeftConfig.from_pretrained(path_or_id)
-        kwargs["revision"] = peft_config.revision or "main"
-        loaded = PeftModel.from_pretrained(
-            create_model_from_path(peft_config.base_model_name_or_path, **kwargs), path_or_id
-        )
+    base = _base_of(path_or_id)
+    name, kwargs["revision"] = base or (path_or_id, "main")  # the student's revision is that of another repository
+    loaded = create_model_from_path(name, **kwargs)
+    if base is not None:
+        loaded = PeftModel.from_pretrained(loaded, path_or_id)
     return loaded.requires_grad_(False).eval()
 
 
@@ -351,7 +351,8 @@ def check_augmented_model(augmented: str | PreTrainedModel | PeftModel, model: P
     if not isinstance(augmented, str):
         check_same_precision(augmented, model)
         return
-    config = AutoConfig.from_pretrained(_base_of(augmented) or augmented)
+    name, revision = _base_of(augmented) or (augmented, "main")
+    config = AutoConfig.from_pretrained(name, revision=revision)
     _check_same_vocabulary(
         config.get_text_config().vocab_size, without_peft(model).config.get_text_config().vocab_size
     )

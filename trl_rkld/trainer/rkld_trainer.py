@@ -61,8 +61,9 @@ class RKLDTrainer(UnlearningTrainer):
             at the student's precision. If `None`, it is made at the start of `train()` and deleted after use.
         args ([`RKLDConfig`], *optional*):
             Configuration. If `None`, the paper's.
-        train_dataset, retain_dataset, eval_dataset, processing_class, quantization_config, peft_config, callbacks,
-        optimizers:
+        train_dataset, retain_dataset, eval_dataset, processing_class:
+            As in [`UnlearningTrainer`].
+        quantization_config, peft_config, callbacks, optimizers:
             As in [`UnlearningTrainer`].
     """
 

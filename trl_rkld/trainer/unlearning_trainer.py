@@ -141,7 +141,8 @@ class UnlearningTrainer(SFTTrainer):
                 "is_trainable=True)`. The command `trl-rkld` does it for you."
             )
 
-        if peft_config is not None and peft_config.revision is None:  # saved with the adapter: which base it is for
+        if peft_config is not None and isinstance(model, str):  # saved with the adapter: which base it is for
+            peft_config = copy.copy(peft_config)  # the user's may serve other models, too
             peft_config.revision = (args.model_init_kwargs or {}).get("revision")
         self._num_samples, self._is_constructed = 0, False
         super().__init__(

@@ -55,8 +55,7 @@ def option_normalised_probability(
 
     Raises:
         [`ValueError`]: If an argument is empty, not finite or negative, if the lengths differ, or if without a guard
-        all
-            probabilities of an item are zero.
+            all probabilities of an item are zero.
     """
     right = finite_array("right", right)
     wrong = finite_array("wrong", wrong, ndim=2)

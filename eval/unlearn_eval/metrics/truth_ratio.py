@@ -20,8 +20,8 @@ def truth_ratio(
 
     `P_wrong` is the *geometric* mean over the wrong answers, `exp(-mean_j loss_j)`. The paper's formula takes the
     arithmetic mean; the numbers that both reference evaluators report do not. Aggregation: [`closer_to_1_better`] on
-    the forget set, [`true_better`] elsewhere, [`prob_mean`] in the OpenUnlearning paper. Direction: none of its own: R
-    < 1 says that the model prefers the right answer, R = 1 that it cannot tell. Source:
+    the forget set, [`true_better`] elsewhere, [`prob_mean`] in the OpenUnlearning paper. Direction: none of its own:
+    R < 1 says that the model prefers the right answer, R = 1 that it cannot tell. Source:
     https://huggingface.co/papers/2401.06121, section 2.2, as in open-unlearning@d3d7cf9 (`truth_ratio`).
 
     Args:
@@ -148,8 +148,8 @@ def forget_quality(truth_ratios: Sequence[float], retain_truth_ratios: Sequence[
 
     Returns:
         `ForgetQuality`:
-            `p` in [0, 1], not its logarithm; `ks_d`, the largest distance of the two distribution functions, in [0,
-            1]; `n`, the number of items.
+            `p` in [0, 1], not its logarithm; `ks_d`, the largest distance of the two distribution functions, in
+            [0, 1]; `n`, the number of items.
 
     Raises:
         [`ValueError`]: If an argument is empty, not finite or negative, or the lengths differ.
