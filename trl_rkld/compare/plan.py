@@ -132,7 +132,7 @@ def check_folders(jobs: list[Job]) -> None:
 
 
 def _has_begun(folder: Path) -> bool:
-    """Whether a job has left more than what it was started with: one that failed before may be given other settings."""
+    """Whether a job has left more than it was started with: one that failed before may be given other settings."""
     started_with = [folder / name for name in (JOB_FILE, TASK_FILE, LOG_FILE)]
     return started_with[0].is_file() and any(path.is_file() and path not in started_with for path in folder.rglob("*"))
 

@@ -217,7 +217,7 @@ def _remove_checkpoints(folder: Path) -> None:
 
 
 def _die_with_parent() -> None:
-    """The parent holds the other end of the standard input: when it is killed, so are this process and its children."""
+    """The parent holds the other end of the standard input: killed, it takes this process and its children along."""
     os.read(sys.stdin.fileno(), 1)
     if os.getpgrp() == os.getpid():  # as `run_jobs` starts it
         os.killpg(0, signal.SIGKILL)
