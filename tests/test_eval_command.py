@@ -7,7 +7,7 @@ import pytest
 from tofu_like import knowing_model, save, write_lines, write_tofu
 
 from trl_rkld.cli import main
-from trl_rkld.recipes_index import resolve_config
+from trl_rkld.recipes_index import recipe_path, resolve_config
 from trl_rkld.scripts import eval as command
 from unlearn_eval.backends import ScoreRequest
 from unlearn_eval.canary import CANARY_SIZE, check_adapter, check_agreement, choose
@@ -17,9 +17,12 @@ from unlearn_eval.canary import CANARY_SIZE, check_adapter, check_agreement, cho
 
 
 @pytest.mark.parametrize("name", ["deletion_request", "tofu", "tofu_llama3", "tofu_open_unlearning"])
-def test_every_configuration_parses(name, tmp_path):
+def test_every_configuration_parses(name, tmp_path, monkeypatch):
     """With the command's own parser: a stale or misspelt key raises."""
     assert name in command.configs()
+    monkeypatch.chdir(
+        recipe_path("deletion_request/config_qlora").parent
+    )  # the data of the configuration of that name
     folder = str(tmp_path)
     arguments = [
         f"--config={name}",
