@@ -61,7 +61,7 @@ def test_a_broken_gpu_or_folder_does_not_stop_the_others(tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(
         "import os, subprocess\n"
-        f"engine = subprocess.Popen(['sleep', '300'])\n"
+        "engine = subprocess.Popen(['sleep', '300'])\n"
         f"open({str(tmp_path / 'engines')!r}, 'a').write(f'{{engine.pid}} ')\n"
         "os._exit(1)\n"
     )

@@ -62,12 +62,7 @@ def parse(command: str, where: str, arguments: dict[str, Any], **ours: Any) -> t
     Raises:
         [`ValueError`]: If a setting is unknown, reserved or refused.
     """
-    reserved = [key for key in arguments if key in _RESERVED]
-    if reserved:
-        raise ValueError(f"{where}: `{reserved[0]}` is decided by the comparison itself. Remove it.")
-    nulls = [key for key, value in arguments.items() if value is None]
-    if nulls:  # on a command line it would be the word "None"
-        raise ValueError(f"{where}: `{nulls[0]}` has no value. Give one, or leave it out for the default.")
+    check_keys(where, arguments, _RESERVED)
     module, first = script_of(command)
     parser = module.make_parser(*first)
     ours = {key: value for key, value in ours.items() if value is not None}
@@ -81,6 +76,15 @@ def parse(command: str, where: str, arguments: dict[str, Any], **ours: Any) -> t
     if unknown:
         raise ValueError(f"{where}: `{unknown[0].removeprefix('--')}` is no setting of `trl-rkld {command}`.")
     return tuple(parsed)
+
+
+def check_keys(where: str, settings: dict[str, Any], reserved: tuple[str, ...]) -> None:
+    """Raise on settings that the comparison decides, and on those without a value. `where` is for messages."""
+    for key, value in settings.items():
+        if key in reserved:
+            raise ValueError(f"{where}: `{key}` is decided by the comparison itself. Remove it.")
+        if value is None:  # on a command line it would be the word "None"
+            raise ValueError(f"{where}: `{key}` has no value. Give one, or leave it out for the default.")
 
 
 def _strings(key: str, value: Any) -> list[str]:

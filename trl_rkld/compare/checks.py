@@ -16,7 +16,7 @@ from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu
 
 from ..data import TEMPLATE, tokenize_rows
 from ..teacher.prepare import is_adapter
-from .arguments import parse
+from .arguments import check_keys, parse
 from .config import TRAINED_COMMANDS, CompareConfig
 from .data import training_sets
 from .plan import Job, check_folders
@@ -58,12 +58,7 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     for package in ("rouge_score", "scipy", "matplotlib"):  # now, not after the first training
         if find_spec(package) is None:
             raise ValueError(f"`{package}` is not installed: `pip install 'trl-rkld[eval]'`.")
-    reserved = [key for key in config.evaluation if key in _RESERVED]
-    if reserved:
-        raise ValueError(f"`evaluation`: `{reserved[0]}` is decided by the comparison itself. Remove it.")
-    nulls = [key for key, value in config.evaluation.items() if value is None]
-    if nulls:
-        raise ValueError(f"`evaluation`: `{nulls[0]}` has no value. Give one, or leave it out for the default.")
+    check_keys("`evaluation`", config.evaluation, _RESERVED)
     models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
     models |= {f"retain_model_name_or_path[{split}]": one for split, one in config.retain_model_name_or_path.items()}
     for field, name in models.items():

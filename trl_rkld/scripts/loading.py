@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerB
 from trl import DPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
-from ..run_record import complete_checkpoint, read_record
+from ..run_record import read_record
 from ..teacher.prepare import device_map_kwargs, is_adapter
 
 
@@ -68,13 +68,7 @@ def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = 
 def train_and_save(trainer: Trainer) -> None:
     """Train, save and push, and say so."""
     args = trainer.args
-    checkpoint = complete_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    record = None if checkpoint is None else read_record(checkpoint)
-    if record is not None and record["method"] != trainer._name:
-        raise ValueError(
-            f"`resume_from_checkpoint`: {checkpoint!r} was made by {record['method']}, not {trainer._name}."
-        )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.accelerator.print("✅ Training completed.")
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"💾 Model saved to {args.output_dir}.")

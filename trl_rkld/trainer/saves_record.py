@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from unlearn_eval.models import without_peft
 from unlearn_eval.quantization import is_quantized
 
-from ..run_record import write_record
+from ..run_record import complete_checkpoint, read_record, write_record
 from ..version import __version__
 
 
@@ -40,8 +40,17 @@ def plain_record(method: str, model: PreTrainedModel | PeftModel) -> dict[str, A
 class SavesRecord:
     """
     Mixin for TRL's own trainers: beside what they save stands `unlearning.json`, so that a 4-bit adapter is merged and
-    evaluated on the base that it was trained on.
+    evaluated on the base that it was trained on. They resume as an [`UnlearningTrainer`] does, from a run's folder, too.
     """
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        checkpoint = complete_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        record = None if checkpoint is None else read_record(checkpoint)
+        if record is not None and record["method"] != self._name:
+            raise ValueError(
+                f"`resume_from_checkpoint`: {checkpoint!r} was made by {record['method']}, not {self._name}."
+            )
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
