@@ -2,7 +2,6 @@
 """From the name of a model or adapter to its files, and to a loaded model."""
 
 import gc
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from transformers import (
 from .backends import AnswerScores, GenerateRequest, ScoreRequest
 from .backends.transformers import TransformersBackend
 from .config import EvalConfig
+from .fingerprint import hash_weights
 from .quantization import keep_quantized_weights
 
 
@@ -136,23 +136,6 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
         quantization = {**quantization, "bnb_4bit_compute_dtype": dtype}
     shown = name if not Path(name).expanduser().is_dir() else folder.name
     return Checkpoint(shown, folder, base, dtype, quantization, hashes)
-
-
-def hash_weights(folder: Path) -> str:
-    """SHA-256 of the bytes of the weights and of the configuration that they need."""
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not weights:
-        raise ValueError(f"`{folder}` holds no weights (*.safetensors).")
-    digest = hashlib.sha256()
-    for path in [
-        *weights,
-        *(folder / name for name in ("config.json", "generation_config.json", "adapter_config.json")),
-    ]:
-        if path.is_file():
-            digest.update(path.name.encode())
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 @contextmanager

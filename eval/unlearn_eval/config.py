@@ -16,7 +16,7 @@ class EvalConfig:
     r"""
     Configuration of [`evaluate`], and the flags of `trl-rkld eval`.
 
-    Args:
+    Parameters:
         > Parameters that control the model
 
         model_name_or_path (`list[str]`):

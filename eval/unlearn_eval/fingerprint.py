@@ -36,9 +36,26 @@ def hash_model(model: nn.Module) -> str:
     return hash_tensors(sorted(model.state_dict().items()))
 
 
-def hash_files(folder: Path) -> str:
-    """SHA-256 of the weights and the config files in a folder."""
-    return _hash_all([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")])
+def hash_weights(folder: Path) -> str:
+    """
+    SHA-256 of a model's or an adapter's weights, and of the configuration that they need.
+
+    Args:
+        folder (`Path`):
+            Folder of a checkpoint.
+
+    Returns:
+        `str`:
+            Hexadecimal digest.
+
+    Raises:
+        [`ValueError`]: If there are no weights in it.
+    """
+    weights = [*folder.glob("*.safetensors")] or [*folder.glob("*model*.bin")]  # the optimizer's are .bin, too
+    if not weights:
+        raise ValueError(f"`{folder}` holds no weights (*.safetensors).")
+    configs = [folder / name for name in ("config.json", "generation_config.json", "adapter_config.json")]
+    return _hash_all(weights + [path for path in configs if path.is_file()])
 
 
 def hash_contents(path: Path) -> str:

@@ -30,7 +30,7 @@ class CompareConfig:
     """
     Configuration of `trl-rkld compare`.
 
-    Args:
+    Parameters:
         model_name_or_path (`str`):
             Model that learns TOFU first: Hub id or folder.
         output_dir (`str`):

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from unlearn_eval.fingerprint import hash_files, hash_json, hash_model, hash_samples
+from unlearn_eval.fingerprint import hash_json, hash_model, hash_samples, hash_weights
 from unlearn_eval.models import without_peft
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
@@ -107,7 +107,7 @@ def teacher_fingerprint(trainer: "UnlearningTrainer") -> dict[str, str]:
     args = trainer.args
     augmented = trainer.augmented_model
     if isinstance(augmented, str):
-        augmented = hash_files(Path(augmented)) if Path(augmented).is_dir() else augmented
+        augmented = hash_weights(Path(augmented)) if Path(augmented).is_dir() else augmented
     elif augmented is not None:
         augmented = hash_model(augmented)
     world_size = trainer.accelerator.num_processes
