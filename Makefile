@@ -1,4 +1,4 @@
-# Two commands on a bare machine with Python 3.11 and PyPI: `make demo` and `make test`. Both set up .venv themselves.
+# Two commands on a bare machine with Python 3.11 (else: PYTHON=python3.11) and PyPI: `make demo` and `make test`. Both set up .venv themselves.
 # `make test-vllm` tests what needs vLLM, in a .venv-vllm of its own.
 
 PYTHON ?= python3
@@ -36,7 +36,7 @@ benchmarks: $(VENV)/.installed model
 	$(BIN)/python eval/benchmarks/step.py --model $(MODEL)
 	$(BIN)/python eval/benchmarks/run_memory.py --model $(MODEL)
 
-# The CPU build of torch first: a looser requirement may fetch gigabytes of CUDA
+# torch first, in the tested version. Which build it is depends on pip's index: PyPI's own for Linux brings CUDA
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0

@@ -7,10 +7,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 from trl.trainer.utils import create_model_from_path
 
-from trl_rkld.methods import method_class
+from trl_rkld.methods import METHODS, method_class
 
 
-BASELINES = ["grad-diff", "npo", "simnpo", "undial", "whp"]
+BASELINES = [method for method in METHODS if method != "rkld"]
 
 
 def lora():

@@ -379,3 +379,10 @@ def test_dpo_refuses_an_adapter_that_changes_its_base(memorised, tokenizer, refu
     get_peft_model(create_model_from_path(memorised, dtype="float32"), config).save_pretrained(tmp_path / "pissa")
     with pytest.raises(ValueError, match="init_lora_weights='pissa'"):
         make("dpo", str(tmp_path / "pissa"), refusals_path, tmp_path)
+
+
+@pytest.mark.parametrize("command", ["idk", "dpo"])
+def test_slow_bfloat16_is_told(command, memorised, refusals_path, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    make(command, memorised, refusals_path, tmp_path, bf16=True)
+    assert sum("Set `bf16=False`" in message for message in caplog.messages) == 1

@@ -302,7 +302,7 @@ def _find(name: str, revision: str) -> Path:
         raise FileNotFoundError(f"the folder `{name}` does not exist")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.py"]
+    patterns = ["*.safetensors", "adapter_model.bin", "*.json", "*.jinja", "*.model", "*.py"]
     return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 

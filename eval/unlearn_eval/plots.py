@@ -343,7 +343,10 @@ def _drawable(rows: Sequence[Row], utility: str) -> list[dict[str, Any]]:
         if row.get("forget_quality") is None:
             row["forget_quality"] = 1.0
     if not points:
-        raise ValueError(f"`rows` has no row with both `forget_quality` and `{utility}`: evaluate with retain logs.")
+        raise ValueError(
+            f"`rows` has no row with both `forget_quality` and `{utility}`: evaluate with `retain_logs`. Of records of your "
+            "own there is no `model_utility`: use `utility=retain_utility`."
+        )
     return points
 
 

@@ -30,6 +30,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
     from trl_rkld.teacher.prepare import check_initialisation, is_adapter
+    from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
     from unlearn_eval.models import without_peft
     from unlearn_eval.quantization import keep_quantized_weights
@@ -45,6 +46,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
                 "DPO runs on several processes with a new adapter only. Set `use_peft`, or use one process."
             )
         training_args.precompute_ref_log_probs = True
+    warn_slow_bfloat16(training_args)
     answered = question_answers(forget_set, "forget")
     refusing = refused(answered, script_args.refusals(), training_args.seed)
 
