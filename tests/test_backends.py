@@ -101,7 +101,7 @@ def tokens_computed(model, function):
     return sum(counts)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 60, 200, 10_000])
+@pytest.mark.parametrize("batch_tokens", [45, 60, 200, 10_000])
 @pytest.mark.parametrize("packs", [True, False])
 def test_scores_are_those_of_plain_logits(packs, batch_tokens):
     """Packed or not, in batches of any size, each answer scores as it does alone; some are the model's own."""
@@ -144,6 +144,17 @@ def test_batches_hold_as_many_tokens_as_asked():
     assert len(sizes) < len(requests) / 2
 
 
+@pytest.mark.parametrize("length, batch_tokens", [(1, 64), (30, 64), (30, 1)])
+def test_a_prompt_with_more_answers_than_a_batch_holds(length, batch_tokens):
+    """All texts of a tokenizer with a first token begin alike: they still go through the model in batches."""
+    model, sizes = build("llama"), []
+    requests = random_requests([(length, (20, 3, 11, 8, 2, 15, 9, 9, 1, 30))])
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: sizes.append(args[0].numel()))
+    found = dict(TransformersBackend(model, [END], batch_tokens).score(requests))
+    assert max(sizes) <= max(batch_tokens, length + 30)
+    assert_scores(found, [plain_scores(model, *request) for request in requests])
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name):
     """Also where a mask of its own would be ignored or fail, and where logits are scaled, capped or biased."""
@@ -158,10 +169,10 @@ def test_architectures(name):
 def test_a_window_shorter_than_some_texts_only(name):
     """Most texts fit the window, however many answers they have; one reaches beyond it."""
     model = build(name)
-    requests = random_requests([(3, (4,) * 8), (12, (4, 4))])
-    backend = TransformersBackend(model, [END])
-    found = dict(backend.score(requests))
-    assert_scores(found, [plain_scores(model, *request) for request in requests])
+    for answers in ((4, 4), (4,)):
+        requests = random_requests([(3, (4,) * 8), (12, answers)])
+        found = dict(TransformersBackend(model, [END]).score(requests))
+        assert_scores(found, [plain_scores(model, *request) for request in requests])
 
 
 def test_a_window_shorter_than_later_texts():

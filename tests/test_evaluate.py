@@ -2,6 +2,7 @@
 """`evaluate` on TOFU-like files and on own data: its numbers, its files, and what is computed how often."""
 
 import datetime
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -36,7 +37,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trl_rkld.run_record import write_record
 from unlearn_eval.backends.transformers import TransformersBackend
-from unlearn_eval.evaluation import evaluate
+from unlearn_eval.config import EvalConfig
+from unlearn_eval.evaluation import evaluate, result_folders
 from unlearn_eval.quantization import keep_quantized_weights
 from unlearn_eval.rescore import rescore
 from unlearn_eval.results import METADATA, read_log
@@ -415,6 +417,31 @@ def test_models_of_one_name(target, retain_model, adapters, settings, tmp_path):
     assert logs[0]["forget_Q_A_Prob"] != logs[1]["forget_Q_A_Prob"]
 
 
+@pytest.mark.parametrize(
+    "names, folders",
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "a", "a-1"], ["a-2", "a-3", "a-1"]),
+        (["x/y", "x--y"], ["x--y-1", "x--y-2"]),
+    ],
+)
+def test_a_folder_for_each_result(names, folders, tmp_path):
+    config = EvalConfig(model_name_or_path=names, output_dir=str(tmp_path), backend="transformers")
+    assert result_folders(names, config) == [tmp_path / folder for folder in folders]
+
+
+def test_one_that_fails_keeps_no_other(target, retain_model, settings, tmp_path):
+    """Of three models one computes nothing but NaN: the others have their results, and the message names it."""
+    broken = load(target)
+    torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
+    models = [target, save(broken, tmp_path / "broken"), retain_model]
+    with pytest.raises(ValueError, match="^`broken`: An answer's log-probabilities are not finite"):
+        evaluate(models, **settings)
+    for name in ("target", "retain"):
+        assert read_log(Path(settings["output_dir"], name))["forget_Q_A_ROUGE"]["agg_value"] is not None
+    assert not Path(settings["output_dir"], "broken", "TOFU_EVAL.json").exists()
+
+
 def test_ends_of_turns_are_each_adapters_own(target, settings, tmp_path):
     """Adapters with other chat templates end their answers otherwise: one's end is not the other's."""
     tokenizer = build_tokenizer()
@@ -576,6 +603,45 @@ def test_own_data_with_a_retain_log(target, retain_model, own, tmp_path):
     assert log["forget_quality"]["agg_value"] is None
 
 
+def test_own_data_in_other_letters(target, own, tmp_path):
+    """ROUGE would be 0 whatever is answered: nothing is generated, and the log says why."""
+    rows = [{"question": row["question"], "answer": "Иван родился в Москве."} for row in tofu_rows("forget")]
+    paths = {
+        "forget_dataset": write_lines(tmp_path / "forget.jsonl", rows),
+        "retain_dataset": write_lines(tmp_path / "retain.jsonl", own_records("question + answer", "retain")),
+    }
+    log = evaluate(target, **paths, **own)
+    assert log["forget_Q_A_ROUGE"]["agg_value"] is None
+    assert log["forget_Q_A_ROUGE"]["reason"].startswith("ROUGE knows words of a to z")
+    assert log["retain_Q_A_ROUGE"]["agg_value"] is not None
+    assert log["forget_Q_A_Prob"]["agg_value"] > 0
+
+
+def test_a_template_that_prints_the_date(target, settings, tmp_path, monkeypatch, caplog):
+    """On another day the prompts are others, and so is what tells of them."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ date_string or strftime_now('%d %b %Y') }}\n" + tokenizer.chat_template
+    model = save(load(target), tmp_path / "dated", tokenizer)
+    settings |= {"max_new_tokens": 0, "max_samples": 2}
+
+    def template(name, **changed):
+        log = evaluate(model, **settings | {"output_dir": str(tmp_path / name)} | changed)
+        return log[METADATA]["hashes"]["template"]
+
+    class Tomorrow(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + datetime.timedelta(days=1)
+
+    given = [template("given", date_string="10 Apr 2025")]
+    assert not [message for message in caplog.messages if "today's date" in message]
+    first = template("today")
+    assert len([message for message in caplog.messages if "Set `date_string`" in message]) == 1
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Tomorrow)
+    assert template("tomorrow") != first
+    assert template("given tomorrow", date_string="10 Apr 2025") == given[0] != first
+
+
 def test_own_data_with_dates(target, own, tmp_path):
     """Parquet files hold more than texts; columns that aren't asked for are no matter."""
     rows = [{**row, "deleted": datetime.date(2026, 1, 1)} for row in own_records("question + answer", "forget")]
@@ -679,6 +745,17 @@ def test_a_killed_run_goes_on(moment, times, target, settings, tmp_path, monkeyp
     keys = [json.loads(line)["key"] for line in lines]
     assert len(set(keys)) == len(keys)
     assert set(keys) == {json.loads(line)["key"] for line in expected}
+
+
+def test_other_libraries_compute_anew(target, settings, monkeypatch):
+    """Their numbers may be others, and the log names the versions that made them."""
+    version = importlib.metadata.version
+    evaluate(target, **settings)
+    loads = counted_loads(monkeypatch)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0" if name == "peft" else version(name))
+    log = evaluate(target, **settings)
+    assert len(loads) == 1
+    assert log[METADATA]["versions"]["peft"] == "0.0"
 
 
 def test_a_torn_line_is_dropped(target, settings):

@@ -47,6 +47,24 @@ def test_rouge_directions():
     assert metrics.rouge_scores(["a word"], [""])[0] == {"rouge1_recall": 0, "rougeL_f1": 0, "rougeL_recall": 0}
 
 
+@pytest.mark.parametrize(
+    "text, known",
+    [
+        ("Ana was born in Quito.", True),
+        ("José Ibáñez was born in Málaga.", True),
+        ("1987", True),
+        ("Иван родился в 1987 году.", False),
+        ("他出生于北京。", False),
+        ("Γεννήθηκε στην Αθήνα (Athens).", False),
+        ("?", False),
+    ],
+)
+def test_letters_that_rouge_knows(text, known):
+    """Of other letters rouge-score leaves nothing, and the very same answer scores 0 or counts its few known words."""
+    assert metrics.has_rouge_words(text) is known
+    assert known <= (metrics.rouge_scores([text], [text])[0]["rougeL_recall"] == 1)
+
+
 def test_truth_ratio_is_wrong_over_right_with_a_geometric_mean():
     # P(right) = 1/2; P(wrong) = 1/4 and 1/16: geometric mean 1/8, arithmetic mean 5/32.
     right, wrong = [LN2], [[2 * LN2, 4 * LN2]]

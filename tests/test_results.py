@@ -215,6 +215,26 @@ def test_retain_log_of_another_forget_set():
     assert SECRET not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "ours, theirs, message",
+    [
+        ({"question_key": "question"}, {"question_key": "paraphrased_question"}, "of question and .* paraphrased_q"),
+        ({"hashes": {"forget_set": "a"}}, {"hashes": {"forget_set": "b"}}, "another forget set"),
+        ({"hashes": {"holdout_set": "a"}}, {"hashes": {"holdout_set": "b"}}, "another holdout set"),
+        ({"hashes": {"forget_set": "a"}}, {"hashes": {"forget_set": "a", "holdout_set": "b"}}, None),
+        ({"hashes": {"forget_set": "a"}}, {}, None),
+    ],
+)
+def test_retain_log_of_other_questions(ours, theirs, message):
+    """By what the logs say of themselves, where they hold no texts."""
+    log, retain_log = ({**forget_log(40, texts=False), "metadata": one} for one in (ours, theirs))
+    if message is None:
+        results.validate_retain_log(log, retain_log)
+        return
+    with pytest.raises(ValueError, match=message):
+        results.validate_retain_log(log, retain_log)
+
+
 def test_markdown_table():
     table = results.markdown_table([("name", "n"), ("forget", "40")], ["<", ">"])
     assert table == "| name   |  n |\n| ------ | -: |\n| forget | 40 |\n"

@@ -10,7 +10,7 @@ from conftest import FORGET, RETAIN, SERVED_DTYPE
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unlearn_eval import evaluate
+from unlearn_eval import evaluate, evaluation
 from unlearn_eval.results import item_values, read_log
 
 
@@ -63,6 +63,17 @@ def test_a_4bit_base_is_served_dequantised(adapter, files, tmp_path):
     assert other["metadata"]["quantization"] == "nf4"
     assert read_log(tmp_path / "vllm") == log
     assert log["mia_min_k_plus_plus"]["agg_value"] is None
+
+
+def test_what_vllm_cant_serve_is_refused_before_anything_is_computed(smollm2, files, tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(evaluation, "open_backends", None)
+    settings = files | {"backend": "vllm", "score_backend": "transformers", "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match="vLLM would ignore part of the adapter"):
+        evaluate(str(tmp_path / "adapter"), **settings)
 
 
 def test_base_and_adapter_share_an_engine_and_stay_apart(smollm2, adapter, files, tmp_path):

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,12 @@ def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
     names = [*config.model_name_or_path, *([] if config.compare_to is None else [config.compare_to])]
     checkpoints = [resolve_checkpoint(name, config) for name in names]
     folders = result_folders([checkpoint.name for checkpoint in checkpoints], config)
+    if "vllm" in (config.backend, config.score_backend):
+        from .backends.vllm import check_served
+
+        for checkpoint in checkpoints:
+            if checkpoint.adapter is not None:  # now, not after transformers' part
+                check_served(str(checkpoint.adapter))
     retain_hash = None if retain_log is None else hash_json(retain_log)
     jobs = [Job(checkpoint, rows, config, retain_hash) for checkpoint in checkpoints]
     for job, folder in zip(jobs, folders, strict=True):
@@ -184,10 +190,12 @@ def result_folders(names: Sequence[str], config: EvalConfig) -> list[Path]:
     if len(config.model_name_or_path) == 1:
         return [folder, folder / "before"][: len(names)]
     plain = [name.replace("/", "--") for name in names]
-    return [
-        folder / (name if plain.count(name) == 1 else f"{name}-{plain[: i + 1].count(name)}")
-        for i, name in enumerate(plain)
-    ]
+    numbered: list[str] = []
+    for name in plain:
+        others = (f"{name}-{number}" for number in count(1))
+        taken = {*plain, *numbered}
+        numbered.append(name if plain.count(name) == 1 else next(other for other in others if other not in taken))
+    return [folder / name for name in numbered]
 
 
 def check_output(job: Job, folder: Path, overwrite: bool) -> None:
@@ -222,7 +230,8 @@ def check_output(job: Job, folder: Path, overwrite: bool) -> None:
 
 def compute(jobs: Sequence[Job], config: EvalConfig) -> None:
     """
-    Compute what is missing of checkpoints that share a base, one backend after another: never two models in memory.
+    Compute what is missing of checkpoints that share a base, one backend after another: never two models in memory. One
+    that fails (`failure` says why) keeps no other from being computed.
 
     Args:
         jobs (`Sequence[Job]`):
@@ -235,20 +244,35 @@ def compute(jobs: Sequence[Job], config: EvalConfig) -> None:
     else:
         phases = [(config.score_backend, ("score",)), (config.backend, ("generate",))]
     for name, tasks in phases:
-        if any(job.missing(task) for job in jobs for task in tasks):
-            _run_phase(name, tasks, jobs, config)
+        if any(job.missing(task) for job in _whole(jobs) for task in tasks):
+            _run_phase(name, tasks, _whole(jobs), config)
+
+
+def _whole(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if job.failure is None]
 
 
 def _run_phase(name: str, tasks: Sequence[str], jobs: Sequence[Job], config: EvalConfig) -> None:
     # A function of its own: when it ends, nothing holds the model any more.
-    expected = canary_losses(jobs, config) if name == "vllm" else None
+    if name == "vllm":
+        score_canaries(jobs, config)
     with open_backends(name, jobs, config) as activate:
-        if expected is not None:
-            check_canary(jobs, activate, expected)
-        for job in jobs:
-            backend = activate(job.checkpoint)
-            for task in tasks:
-                job.run(task, backend)
+        for job in _whole(jobs):
+            with _keeping_failure(job):
+                if name == "vllm":
+                    check_canary(job, activate)
+                backend = activate(job.checkpoint)
+                for task in tasks:
+                    job.run(task, backend)
+
+
+@contextmanager
+def _keeping_failure(job: Job) -> Iterator[None]:
+    """What is wrong with one checkpoint is told when the others are done."""
+    try:
+        yield
+    except ValueError as error:
+        job.failure = ValueError(f"`{job.checkpoint.name}`: {error}")
 
 
 @contextmanager
@@ -264,34 +288,29 @@ def open_backends(name: str, jobs: Sequence[Job], config: EvalConfig) -> Iterato
             yield activate
 
 
-def canary_losses(jobs: Sequence[Job], config: EvalConfig) -> list[list[float]]:
-    """Average losses of each checkpoint's canary with transformers, read back where they are known."""
-    chosen = [choose(job.requests()) for job in jobs]
+def score_canaries(jobs: Sequence[Job], config: EvalConfig) -> None:
+    """Score each checkpoint's canary with transformers, as far as it is not known."""
     missing = [
-        [request for request in requests if score_key(request) not in job.journal("transformers")]
-        for job, requests in zip(jobs, chosen, strict=True)
+        [request for request in choose(job.requests()) if score_key(request) not in job.journal("transformers")]
+        for job in jobs
     ]
-    if any(missing):
-        with open_backends("transformers", jobs, config) as activate:
-            for job, requests in zip(jobs, missing, strict=True):
+    if not any(missing):
+        return
+    with open_backends("transformers", jobs, config) as activate:
+        for job, requests in zip(jobs, missing, strict=True):
+            with _keeping_failure(job):
                 for index, scores in activate(job.checkpoint).score(requests):
                     job.journal("transformers").add(score_key(requests[index]), encode_scores(scores))
-    return [
-        [decode_scores(job.journal("transformers")[score_key(request)]).avg_loss for request in requests]
-        for job, requests in zip(jobs, chosen, strict=True)
-    ]
 
 
-def check_canary(
-    jobs: Sequence[Job], activate: Callable[[Checkpoint | None], Any], expected: Sequence[Sequence[float]]
-) -> None:
+def check_canary(job: Job, activate: Callable[[Checkpoint | None], Any]) -> None:
     """Hold vLLM's scores of a few answers against those of transformers, and an adapter's against its base's."""
-    for job, losses in zip(jobs, expected, strict=True):
-        requests = choose(job.requests())
-        found = average_losses(activate(job.checkpoint), requests)
-        check_agreement(job.checkpoint.name, losses, found)
-        if job.checkpoint.adapter is not None:
-            check_adapter(job.checkpoint.name, found, average_losses(activate(None), requests))
+    requests, known = choose(job.requests()), job.journal("transformers")
+    expected = [decode_scores(known[score_key(request)]).avg_loss for request in requests]
+    found = average_losses(activate(job.checkpoint), requests)
+    check_agreement(job.checkpoint.name, expected, found)
+    if job.checkpoint.adapter is not None:
+        check_adapter(job.checkpoint.name, found, average_losses(activate(None), requests))
 
 
 def average_losses(backend: Any, requests: Sequence[ScoreRequest]) -> list[float]:
@@ -304,8 +323,10 @@ def finish_all(
     jobs: Sequence[Job], folders: Sequence[Path], retain_log: EvalLog | None, may_be_silent: bool
 ) -> list[EvalLog]:
     """[`finish`] for each checkpoint; one that fails does not keep the others from being written."""
-    logs, failures = [], []
+    logs, failures = [], [job.failure for job in jobs if job.failure is not None]
     for job, folder in zip(jobs, folders, strict=True):
+        if job.failure is not None:
+            continue
         try:
             logs.append(finish(job, folder, retain_log, may_be_silent))
         except ValueError as error:

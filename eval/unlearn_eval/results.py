@@ -383,9 +383,14 @@ def validate_retain_log(log: EvalLog, retain_log: EvalLog) -> None:
     Raises:
         [`ValueError`]: If one has no forget truth ratio, or they differ in split, in length or in the questions.
     """
-    split, retain_split = (one.get(METADATA, {}).get("forget_split") for one in (log, retain_log))
-    if split and retain_split and split != retain_split:
-        raise ValueError(f"The log is of {split} and the retain log of {retain_split}: {_RETAIN_REMEDY}.")
+    ours, theirs = (one.get(METADATA, {}) for one in (log, retain_log))
+    for name in ("forget_split", "question_key"):
+        if name in ours and ours[name] != theirs.get(name, ours[name]):
+            raise ValueError(f"The log is of {ours[name]} and the retain log of {theirs[name]}: {_RETAIN_REMEDY}.")
+    for name in ("forget_set", "holdout_set"):
+        hashes = {one["hashes"].get(name) for one in (ours, theirs) if "hashes" in one} - {None}
+        if len(hashes) > 1:
+            raise ValueError(f"The log and the retain log are of another {name.replace('_', ' ')}: {_RETAIN_REMEDY}.")
     metric = "forget_Q_A_ROUGE"
     validate_same_questions(
         *(forget_length(one, name) for one, name in ((log, "The log"), (retain_log, "The retain log"))),

@@ -34,6 +34,7 @@ from .results import EvalLog, Metric, MiaMetric, RougeItem, has_items, item_valu
 
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
 NO_GENERATION = "no answers were generated"
+OTHER_LETTERS = "ROUGE knows words of a to z and 0 to 9 only, and true answers are written in other letters"
 
 
 class SetScores(NamedTuple):
@@ -68,7 +69,7 @@ def build_log(sets: dict[str, QuestionSet], scores: dict[str, SetScores], retain
     log: EvalLog = {}
     for name, one in scores.items():
         if name != "holdout":
-            log |= _set_metrics(name, one)
+            log |= _set_metrics(name, one, NO_GENERATION if sets[name].is_read_by_rouge else OTHER_LETTERS)
     forget = scores["forget"]
     log["exact_memorization"] = _score_metric([exact_memorization(_before_the_end(s.matches)) for s in forget.answers])
     log["extraction_strength"] = _score_metric(
@@ -82,9 +83,9 @@ def build_log(sets: dict[str, QuestionSet], scores: dict[str, SetScores], retain
     return log
 
 
-def _set_metrics(name: str, scores: SetScores) -> EvalLog:
+def _set_metrics(name: str, scores: SetScores, why_no_rouge: str) -> EvalLog:
     log: EvalLog = {f"{name}_Q_A_Prob": _prob_metric(scores.answers)}
-    log[f"{name}_Q_A_ROUGE"] = _null(NO_GENERATION) if scores.rouge is None else _rouge_metric(scores.rouge)
+    log[f"{name}_Q_A_ROUGE"] = _null(why_no_rouge) if scores.rouge is None else _rouge_metric(scores.rouge)
     if scores.paraphrased is not None:
         log[f"{name}_Q_A_PARA_Prob"] = _prob_metric(scores.paraphrased)
     if scores.perturbed is not None:

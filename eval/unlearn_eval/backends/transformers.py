@@ -94,7 +94,11 @@ class TransformersBackend:
         for index, (prompt_ids, answer_ids) in enumerate(requests):
             answers.setdefault(tuple(prompt_ids), []).append((index, answer_ids))
         with evaluating(self.model):
-            questions = [Question(list(prompt_ids), group) for prompt_ids, group in answers.items()]
+            questions = [
+                piece
+                for prompt_ids, group in answers.items()
+                for piece in _pieces(Question(list(prompt_ids), group), self.batch_tokens)
+            ]
             if self._can_pack(questions):
                 score = self._score_packed
             else:
@@ -135,18 +139,19 @@ class TransformersBackend:
         if not several or self.packs is False:
             return False
         # What a window cuts off shows in the longest text; what runs on from answer to answer, in the last one.
-        farthest = max(several, key=lambda one: len(one.prompt_ids) + max(len(ids) for _, ids in one.answers))
+        farthest, longest = max(several, key=_reach), max(questions, key=_reach)
         try:
+            if _reach(longest) > _reach(farthest):
+                list(self._score_packed([longest]))
             packed = dict(self._score_packed([farthest]))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError):  # the model does not know such attention
             self.packs = False
             return False
-        longest = max(farthest.answers, key=lambda answer: len(answer[1]))
-        alone = dict(
-            self._score_rows([Question(farthest.prompt_ids, [one]) for one in (longest, farthest.answers[-1])])
-        )
+        alone: dict[int, AnswerScores] = {}
+        for answer in (max(farthest.answers, key=lambda answer: len(answer[1])), farthest.answers[-1]):
+            alone |= self._score_rows([Question(farthest.prompt_ids, [answer])])
         self.packs = all(abs(alone[i].avg_loss - packed[i].avg_loss) < _PACKING_TOLERANCE for i in alone)
         return self.packs
 
@@ -279,6 +284,22 @@ def last_hidden_states(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.
     """
     with shared_prompt_attention(model) if "shared_prompt" in inputs else nullcontext():
         return model.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+def _reach(question: Question) -> int:
+    """Length of the longest text: the prompt and one answer."""
+    return len(question.prompt_ids) + max(len(ids) for _, ids in question.answers)
+
+
+def _pieces(question: Question, batch_tokens: int) -> Iterator[Question]:
+    """A question of at most that many tokens, or several with some of its answers: many texts begin with the same token."""
+    piece = Question(question.prompt_ids, [])
+    for answer in question.answers:
+        if piece.answers and len(piece) + len(answer[1]) - 1 > batch_tokens:
+            yield piece
+            piece = Question(question.prompt_ids, [])
+        piece.answers.append(answer)
+    yield piece
 
 
 def _by_tokens(questions: list[Question], batch_tokens: int) -> Iterator[list[Question]]:

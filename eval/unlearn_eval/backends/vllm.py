@@ -11,7 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import safe_open
+from peft import load_peft_weights
 
 from . import AnswerScores, GenerateRequest, ScoreRequest
 
@@ -222,6 +222,26 @@ async def _stop(engine: "AsyncLLM") -> None:
     engine.shutdown()
 
 
+def check_served(adapter: str) -> None:
+    """
+    Raise if vLLM would ignore part of an adapter.
+
+    Args:
+        adapter (`str`):
+            Folder of a LoRA adapter.
+
+    Raises:
+        [`ValueError`]: Naming the first weight that is not applied.
+    """
+    unserved = sorted(name for name in load_peft_weights(adapter, device="cpu") if not _is_served(name))
+    if unserved:
+        raise ValueError(
+            f"vLLM would ignore part of the adapter `{adapter}`: {unserved[0]}. It serves LoRA weights of linear "
+            "layers, but neither of `lm_head` and `embed_tokens` nor whole modules (`modules_to_save`). Merge the "
+            f"adapter first (`trl-rkld merge --model_name_or_path {adapter}`), or use `--backend transformers`."
+        )
+
+
 def _lora_arguments(adapters: Sequence[str]) -> dict[str, Any]:
     """Arguments of the engine that serves these adapters."""
     if not adapters:
@@ -229,16 +249,8 @@ def _lora_arguments(adapters: Sequence[str]) -> dict[str, Any]:
     modules: set[str] = set()
     ranks = []
     for adapter in adapters:
-        with safe_open(Path(adapter, "adapter_model.safetensors"), framework="np") as file:
-            names = list(file.keys())
-        unserved = sorted(name for name in names if not _is_served(name))
-        if unserved:
-            raise ValueError(
-                f"vLLM would ignore part of the adapter `{adapter}`: {unserved[0]}. It serves LoRA weights of linear "
-                "layers, but neither of `lm_head` and `embed_tokens` nor whole modules (`modules_to_save`). Merge the "
-                f"adapter first (`trl-rkld merge --model_name_or_path {adapter}`), or use `--backend transformers`."
-            )
-        modules |= {name.split(".")[-3] for name in names}
+        check_served(adapter)
+        modules |= {name.split(".")[-3] for name in load_peft_weights(adapter, device="cpu")}
         config = json.loads(Path(adapter, "adapter_config.json").read_text(encoding="utf-8"))
         ranks += [config["r"], *config["rank_pattern"].values()]
     return {

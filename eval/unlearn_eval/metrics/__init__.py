@@ -10,7 +10,7 @@ Each docstring names the aggregation and says whose gain a higher value is.
 from .memorization import exact_memorization, extraction_strength
 from .privacy import auc, loss_score, min_k_plus_plus_score, min_k_score, privleak, reference_score, zlib_score
 from .probability import answer_probability, mean_over_items, option_normalised_probability
-from .rouge import rouge_scores
+from .rouge import has_rouge_words, rouge_scores
 from .truth_ratio import closer_to_1_better, forget_quality, prob_mean, true_better, truth_ratio
 from .utility import MODEL_UTILITY_METRICS, explain_zero, model_utility, retain_utility
 
@@ -24,6 +24,7 @@ __all__ = [
     "explain_zero",
     "extraction_strength",
     "forget_quality",
+    "has_rouge_words",
     "loss_score",
     "mean_over_items",
     "min_k_plus_plus_score",

@@ -1,10 +1,14 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """Word overlap of generated answers with the reference answers."""
 
+import string
 from collections.abc import Sequence
 from typing import TypedDict
 
 from .checks import same_length
+
+
+_ROUGE_SIGNS = frozenset(string.ascii_lowercase + string.digits)
 
 
 class RougeScores(TypedDict):
@@ -13,6 +17,23 @@ class RougeScores(TypedDict):
     rouge1_recall: float
     rougeL_f1: float
     rougeL_recall: float
+
+
+def has_rouge_words(text: str) -> bool:
+    """
+    Whether rouge-score can read a text: it knows words of a to z and 0 to 9 only, and of a text in other letters nothing
+    is left, so that any answer would score 0.
+
+    Args:
+        text (`str`):
+            Reference answer.
+
+    Returns:
+        `bool`:
+            Whether most of its letters and digits are among these.
+    """
+    signs = [sign for sign in text.lower() if sign.isalnum()]
+    return sum(sign in _ROUGE_SIGNS for sign in signs) > len(signs) / 2
 
 
 def rouge_scores(references: Sequence[str], generations: Sequence[str]) -> list[RougeScores]:
