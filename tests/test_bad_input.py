@@ -83,6 +83,8 @@ def test_overlap(tokenizer, tmp_path):
     [
         ({"packing": True}, "`packing` and `padding_free` are not supported"),
         ({"padding_free": True}, "`packing` and `padding_free` are not supported"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel` is not supported"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` and `fp16_full_eval` would round the weights"),
         ({"assistant_only_loss": True}, "`assistant_only_loss=True`"),
         ({"beta": 0.5}, "`beta` must be 1.0"),
         ({"alpha": -1.0}, "`alpha` must not be negative"),

@@ -232,9 +232,10 @@ def test_dry_run_of_an_adapter_counts_its_base_as_that_was_held(data, tokenizer)
     LlamaConfig(**sizes, num_attention_heads=8).save_pretrained(data / "big")  # 29.4 million in its layers, 2 outside
     tokenizer.save_pretrained(data / "adapter")
     lora = LoraConfig(target_modules=["q_proj"], base_model_name_or_path=str(data / "big"), task_type="CAUSAL_LM")
-    lora.save_pretrained(data / "adapter")
     config = write_config(data, settings(data / "adapter", data))
-    for quantization, expected in ((None, 0.126), ({"load_in_4bit": True}, 0.025)):
+    for initialised, quantization, expected in ((True, None, 0.126), ("olora", {"load_in_4bit": True}, 0.025)):
+        lora.init_lora_weights = initialised  # of no matter: the weights are there
+        lora.save_pretrained(data / "adapter")
         write_record(data / "adapter", {"quantization": quantization})
         finished = trl_rkld("rkld", "--config", config, "--dry_run", "true", folder=data)
         assert finished.returncode == 0, finished.stderr[-3000:]

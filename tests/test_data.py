@@ -69,6 +69,20 @@ def test_plain_strings(tokenizer, llama, tmp_path):
     assert counted(tokenizer, sample) == "Ana.<|im_end|>"
 
 
+def test_a_question_beside_a_conversation(tokenizer, llama, tmp_path):
+    row = {"question": "another one?", "messages": [USER, ASSISTANT]}
+    assert counted(tokenizer, prepared(tokenizer, llama, tmp_path, [row])) == f"{ANSWER}<|im_end|>"
+
+
+def test_columns_that_the_first_record_lacks(tmp_path):
+    path = tmp_path / "forget.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b", "chat_template_kwargs": {"x": 1}}\n')
+    assert load_records(str(path)).to_list() == [
+        {"text": "a", "chat_template_kwargs": None},
+        {"text": "b", "chat_template_kwargs": {"x": 1}},
+    ]
+
+
 def test_tokenised_data(tokenizer, llama, tmp_path):
     sample = prepared(tokenizer, llama, tmp_path, [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}])
     assert sample["labels"] == [-100, -100, 7, 8]

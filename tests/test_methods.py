@@ -159,6 +159,8 @@ def killed(method, tokenizer, source, folder, monkeypatch, row="full", **kwargs)
         ("npo", "full", True, "kept"),
         ("npo", "full", True, "lost"),
         ("npo", "trained adapter", True, "lost"),
+        ("npo", "new adapter, 4-bit", True, "kept"),
+        ("npo", "trained adapter, 4-bit", True, "lost"),
         ("npo", "trained adapter", False, "none"),
         ("undial", "full", True, "kept"),
         ("simnpo", "full", True, "none"),
@@ -182,6 +184,7 @@ def test_resumed_is_uninterrupted(
     assert history(resumed, *KEYS) == history(whole, *KEYS)
     for name, parameter in parameters(resumed).items():
         assert torch.equal(parameter, parameters(whole)[name]), name
+        assert parameter.dtype == parameters(whole)[name].dtype
 
 
 @pytest.mark.parametrize(

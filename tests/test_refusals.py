@@ -279,7 +279,7 @@ def test_dpo_reference(way, memorised, adapter, tokenizer, refusals_path, tmp_pa
     assert len(weights) == 3  # two checkpoints and the final model
 
 
-@pytest.mark.parametrize("way", ["full", "trained adapter"])
+@pytest.mark.parametrize("way", ["full", "trained adapter", "new adapter, 4-bit"])
 def test_dpo_resumes(way, memorised, adapter, refusals_path, tmp_path):
     model, settings = way_settings(way, memorised, adapter)
     settings |= {"save_strategy": "epoch", "per_device_train_batch_size": 2}

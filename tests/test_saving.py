@@ -234,8 +234,19 @@ def test_the_same_trainer_can_start_again(tokenizer, tmp_path):
         with pytest.raises(RuntimeError, match="once"):
             trainer.train()
         if precompute_teacher:
-            trainer.train()
+            output = trainer.train()
             assert len(history(trainer, "loss")) == trainer.state.max_steps
+            assert not list((tmp_path / "teacher").iterdir())
+            before = {name: value for name, value in output.metrics.items() if name.endswith("_before")}
+            # Not those after the one step that the first start took
+            fresh = RKLDTrainer(
+                tiny_llama(len(tokenizer), tie_word_embeddings=True),
+                args=args,
+                train_dataset=rows(FORGET),
+                processing_class=tokenizer,
+            )
+            metrics = fresh.train().metrics
+            assert before and before == {name: metrics[name] for name in before}
         else:
             with pytest.raises(ValueError, match="lasts for one `train"):
                 trainer.train()
@@ -387,6 +398,74 @@ def test_stopped_run_goes_no_further_when_resumed(llama_path, tokenizer, tmp_pat
         assert (trainer.state.epoch, trainer.args.max_steps) == (1.0, -1)
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
+def test_forgotten_at_a_checkpoint_before_the_end_of_its_epoch(llama_path, tokenizer, tmp_path):
+    """Saved at the epoch's last step, before anyone asked whether all is forgotten: that is asked when it is resumed."""
+
+    def make(**kwargs):
+        args = config(tmp_path, num_train_epochs=4, stop_at_forget_prob=0.9, save_strategy="steps", save_steps=1)
+        return RKLDTrainer(llama_path, args=args, train_dataset=rows(FORGET), processing_class=tokenizer, **kwargs)
+
+    trainer = make()
+    trainer.add_callback(_KillAtTheEpochsEnd())
+    trainer.callback_handler.callbacks.reverse()  # before the question is asked
+    with pytest.raises(_Killed):
+        trainer.train()
+    steps = trainer.state.global_step
+    trainer = make()
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.state.epoch, trainer.state.global_step) == (1.0, steps)
+
+
+class _KillAtTheEpochsEnd(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **kwargs):
+        raise _Killed
+
+
+class _StopAtTheSecondStep(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+def test_run_stopped_in_an_epoch_goes_no_further_when_resumed(llama_path, tokenizer, tmp_path):
+    """Not by one step either."""
+
+    def make(**settings):
+        args = config(tmp_path, num_train_epochs=3, save_strategy="steps", save_steps=2, **settings)
+        callbacks = [_StopAtTheSecondStep()]
+        return RKLDTrainer(
+            llama_path, args=args, train_dataset=rows(FORGET), processing_class=tokenizer, callbacks=callbacks
+        )
+
+    whole = make(per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    whole.train()
+    resumed = make(per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    resumed.train(resume_from_checkpoint=True)
+    assert whole.state.global_step == resumed.state.global_step == 2
+    weights = [trainer.model.state_dict() for trainer in (whole, resumed)]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_kept_teacher_needs_no_space(lost, tokenizer, tmp_path, monkeypatch):
+    """A run that had filled the disk can be resumed, unless its teacher must be written anew."""
+    unfinished(tokenizer, tmp_path, monkeypatch)
+    if lost:
+        next((tmp_path / "teacher").rglob("teacher.safetensors")).unlink()
+    trainer = RKLDTrainer(
+        tiny_llama(len(tokenizer), tie_word_embeddings=True),
+        args=config(tmp_path, save_strategy="no"),
+        train_dataset=rows(FORGET),
+        processing_class=tokenizer,
+    )
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    if lost:
+        with pytest.raises(ValueError, match="`teacher_cache_dir=.*has 0.0 GB free"):
+            trainer.train(resume_from_checkpoint=True)
+    else:
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step > 2
 
 
 def test_verdict_names_what_to_raise(llama, tokenizer, tmp_path, caplog):

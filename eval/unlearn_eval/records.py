@@ -56,7 +56,8 @@ def load_records(path_or_id: str, config: str | None = None, split: str = "train
     if not rows:
         raise ValueError(f"`{path_or_id}` holds no records.")
     try:
-        return Dataset.from_list(rows)
+        columns = dict.fromkeys(column for row in rows for column in row)  # `from_list` looks at the first row's alone
+        return Dataset.from_list([{column: row.get(column) for column in columns} for row in rows])
     except (TypeError, ValueError):  # Arrow's message quotes the value
         raise ValueError(
             f"`{path_or_id}` mixes kinds of values in a column (texts and numbers, say). Make each column of one kind."
@@ -123,7 +124,7 @@ def tokenize_record(
         [`~unlearn_eval.prompts.TokenizedAnswer`]:
             Prompt and counted token ids.
     """
-    if "question" in row:
+    if "question" in row and "answer" in row:
         return tokenize_question(
             tokenizer, row["question"], row["answer"], system_prompt, date_string, question_template
         )

@@ -5,6 +5,7 @@ import math
 import sys
 
 import torch
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
@@ -41,16 +42,18 @@ def dry_run(trainer_class, args, model_args: ModelConfig, tokenizer, data: dict)
     check_model_arguments(model_args)
     init_kwargs = model_init_kwargs(model_args, args)
     name, revision, in_4bit = model_args.model_name_or_path, init_kwargs["revision"], model_args.load_in_4bit
-    peft_config = get_peft_config(model_args)
+    peft_config, adapter = get_peft_config(model_args), None
     if is_adapter(name):
-        _, peft_config, record = read_adapter(model_args)
-        peft_config.inference_mode = False
-        name, revision = peft_config.base_model_name_or_path, peft_config.revision or "main"
+        _, adapter, record = read_adapter(model_args)
+        adapter.inference_mode, adapter.init_lora_weights = False, True  # not the way in which it was made
+        name, revision = adapter.base_model_name_or_path, adapter.revision or "main"
         in_4bit |= record.get("quantization") is not None
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=init_kwargs["trust_remote_code"])
     dtype = (config.dtype or torch.float32) if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if adapter is not None:
+            model, peft_config = get_peft_model(model, adapter), None
     args.model_init_kwargs = None
     trainer = WithoutWeights(model, args=args, processing_class=tokenizer, peft_config=peft_config, **data)
     _print_sample(trainer.train_dataset[0], tokenizer)

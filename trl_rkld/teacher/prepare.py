@@ -70,7 +70,7 @@ def prepare_teacher(
         [`~trl_rkld.teacher.teacher.CachedTeacher`] or [`~trl_rkld.teacher.teacher.LiveTeacher`]:
             The teacher.
     """
-    path = folder.path / "teacher.safetensors"
+    path = folder.teacher_file
     if path.is_file() and read_fingerprint(path) == fingerprint:
         teacher = CachedTeacher.load(path, Role(trainer.model).head(), trainer.accelerator.device)
         if expected_digest is None or teacher.digest() == expected_digest:

@@ -78,6 +78,11 @@ class PrivateFolder:
             )
 
     @property
+    def teacher_file(self) -> Path:
+        """Where the cached teacher lies."""
+        return self.path / "teacher.safetensors"
+
+    @property
     def is_open(self) -> bool:
         """Whether this process holds the folder."""
         return self._lock.is_locked

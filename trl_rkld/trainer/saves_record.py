@@ -1,4 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
+from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -37,7 +38,22 @@ def plain_record(method: str, model: PreTrainedModel | PeftModel) -> dict[str, A
     return record | base_record(model)
 
 
-class SavesRecord:
+class ResumesAdapter:
+    """
+    Mixin: an adapter goes on in the precision in which it was trained. TRL trains that of a 4-bit model in bfloat16, and
+    PEFT makes float32 of what it loads: a resumed run would not be the uninterrupted one.
+    """
+
+    def _load_from_checkpoint(self, *args, **kwargs):
+        if isinstance(self.model, PeftModel):
+            self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
+        try:
+            return super()._load_from_checkpoint(*args, **kwargs)
+        finally:
+            self.model.__dict__.pop("load_adapter", None)
+
+
+class SavesRecord(ResumesAdapter):
     """
     Mixin for TRL's own trainers: beside what they save stands `unlearning.json`, so that a 4-bit adapter is merged and
     evaluated on the base that it was trained on. They resume as an [`UnlearningTrainer`] does, from a run's folder, too.

@@ -192,6 +192,13 @@ class UnlearningConfig(SFTConfig):
                 "`skip_prepare_dataset` is not supported: rows are checked and numbered when they are prepared. "
                 "Tokenised data (`input_ids`, `labels`) need no flag."
             )
+        if self.use_liger_kernel:
+            raise ValueError(
+                "`use_liger_kernel` is not supported: it would change the model between the original's states and the augmented "
+                "model's. The loss never builds the logits anyway."
+            )
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise ValueError("`bf16_full_eval` and `fp16_full_eval` would round the weights. Use `bf16` or `fp16`.")
         if self.retain_loss_type not in ("nll", "kl"):
             raise ValueError(f"`retain_loss_type` must be 'nll' or 'kl', got {self.retain_loss_type!r}.")
         if self.retain_coef < 0:

@@ -54,7 +54,7 @@ from ..teacher.roles import (
 from ..version import __version__
 from .checks import check_arguments, check_is_text, check_model, student_adapter, warn_slow_bfloat16
 from .model_card import extend_model_card
-from .saves_record import base_record
+from .saves_record import ResumesAdapter, base_record
 from .unlearning_config import UnlearningConfig
 
 
@@ -64,7 +64,7 @@ logger = get_logger(__name__)
 _VERDICT_SAMPLES = 400
 
 
-class UnlearningTrainer(SFTTrainer):
+class UnlearningTrainer(ResumesAdapter, SFTTrainer):
     """
     What every unlearning method shares: forget and retain batches, the original model, the retain loss, saving.
 
@@ -181,7 +181,7 @@ class UnlearningTrainer(SFTTrainer):
         if self.augmented_model is not None:
             check_augmented_model(self.augmented_model, self.model)
 
-        self.teacher = None
+        self.teacher = self._before = None
         # Sums and counts of what is logged: a mean over tokens is the same however they are split into batches.
         self._sums = {mode: defaultdict(lambda: (0.0, 0)) for mode in ("train", "eval")}
         self._finished = False
@@ -364,6 +364,9 @@ class UnlearningTrainer(SFTTrainer):
             self._signature_columns.append("sample_id")
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        # The Trainer takes a step before it asks whether there is one to take: where a resumed run had been stopped, say.
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            return [], None
         # Retained samples are drawn here, in the main process, where the epoch is known.
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.retain_dataset is not None:
@@ -431,9 +434,13 @@ class UnlearningTrainer(SFTTrainer):
                 check_no_dropout(Role(self.model), batch, self.accelerator)
             if self.needs_teacher and self.teacher is None:
                 self._prepare_teacher(checkpoint, stack)
-            elif checkpoint is not None:
-                check_same_run(checkpoint, self._run_record())
-            before = self._answer_probabilities("Answers before")
+            else:
+                if checkpoint is not None:
+                    check_same_run(checkpoint, self._run_record())
+                if self.teacher is not None:  # an earlier `train()` has failed
+                    self._hold_private_folder(stack, resuming=True, needed_bytes=0)
+            if self._before is None:
+                self._before = self._answer_probabilities("Answers before")
             set_seed(self.args.seed)  # whatever went on until here, the run is the same
             self._finished = False
             stopped = None if checkpoint is None else stopped_at(checkpoint)
@@ -455,8 +462,14 @@ class UnlearningTrainer(SFTTrainer):
                 mark_finished(self.args.output_dir)
             if self._private_folder.is_open:
                 self._private_folder.remove()
-        self._report_verdict(before, after, output)
+        self._report_verdict(self._before, after, output)
         return output
+
+    def _hold_private_folder(self, stack: ExitStack, resuming: bool, needed_bytes: int) -> None:
+        if self.accelerator.is_main_process:
+            self._private_folder.open(resuming, needed_bytes)
+            stack.callback(self._private_folder.release)
+        self.accelerator.wait_for_everyone()
 
     def _prepare_teacher(self, checkpoint: str | None, stack: ExitStack) -> None:
         if self._teacher_digest is not None:
@@ -469,10 +482,9 @@ class UnlearningTrainer(SFTTrainer):
         self._teacher_fingerprint = teacher_fingerprint(self)
         if checkpoint is not None:
             expected_digest = check_same_run(checkpoint, self._run_record())
-        if self.accelerator.is_main_process:
-            self._private_folder.open(resuming=checkpoint is not None, needed_bytes=needed_bytes(self))
-            stack.callback(self._private_folder.release)
-        self.accelerator.wait_for_everyone()
+        resuming = checkpoint is not None
+        is_cached = resuming and self._private_folder.teacher_file.is_file()
+        self._hold_private_folder(stack, resuming, 0 if is_cached else needed_bytes(self))
         if not self._private_folder.path.is_dir():
             raise ValueError(
                 f"`teacher_cache_dir={str(self._private_folder.root)!r}` is not shared by all nodes. Set it to a folder that is."
@@ -610,6 +622,10 @@ class UnlearningTrainer(SFTTrainer):
 class _StopWhenForgotten(TrainerCallback):
     def __init__(self, trainer: UnlearningTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step > 0 and float(state.epoch).is_integer():  # saved before the end of the epoch was told
+            self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         probability = self.trainer._answer_probabilities("Forgotten yet?")["forget"].mean().item()
