@@ -76,7 +76,7 @@ def test_a_question_beside_a_conversation(tokenizer, llama, tmp_path):
 
 def test_columns_that_the_first_record_lacks(tmp_path):
     path = tmp_path / "forget.jsonl"
-    path.write_text('{"text": "a"}\n{"text": "b", "chat_template_kwargs": {"x": 1}}\n')
+    path.write_text('{"text": "a"}\n{"text": "b", "chat_template_kwargs": {"x": 1}, "prompt": "stray"}\n')
     assert load_records(str(path)).to_list() == [
         {"text": "a", "chat_template_kwargs": None},
         {"text": "b", "chat_template_kwargs": {"x": 1}},

@@ -442,6 +442,29 @@ def test_one_that_fails_keeps_no_other(target, retain_model, settings, tmp_path)
     assert not Path(settings["output_dir"], "broken", "TOFU_EVAL.json").exists()
 
 
+def test_an_adapter_that_fails_keeps_no_other(target, retain_model, adapters, settings, tmp_path):
+    """One of two of a base computes NaN, and one of another base does not fit it."""
+    broken, strange = (PeftModel.from_pretrained(load(target), adapters[0]) for _ in range(2))
+    for name, parameter in broken.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    strange.save_pretrained(tmp_path / "strange")
+    other = save(tiny_llama(400), tmp_path / "other")  # of another size
+    config = json.loads((tmp_path / "strange/adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": other, "r": 2 * config["r"]}
+    (tmp_path / "strange/adapter_config.json").write_text(json.dumps(config))
+    for name in ("broken", "strange"):
+        build_tokenizer().save_pretrained(tmp_path / name)
+    models = [str(tmp_path / "broken"), adapters[0], str(tmp_path / "strange"), retain_model]
+    with pytest.raises(
+        ValueError, match="`broken`: An answer's log-probabilities are not finite.*does not fit its base"
+    ):
+        evaluate(models, **settings | {"max_new_tokens": 0})
+    done = {path.parent.name for path in Path(settings["output_dir"]).glob("*/TOFU_EVAL.json")}
+    assert done == {Path(adapters[0]).name, "retain"}
+
+
 def test_ends_of_turns_are_each_adapters_own(target, settings, tmp_path):
     """Adapters with other chat templates end their answers otherwise: one's end is not the other's."""
     tokenizer = build_tokenizer()
@@ -615,6 +638,25 @@ def test_own_data_in_other_letters(target, own, tmp_path):
     assert log["forget_Q_A_ROUGE"]["reason"].startswith("ROUGE knows words of a to z")
     assert log["retain_Q_A_ROUGE"]["agg_value"] is not None
     assert log["forget_Q_A_Prob"]["agg_value"] > 0
+
+
+def test_own_data_in_other_letters_here_and_there(target, own, tmp_path, caplog):
+    """A name or a sign in one answer takes no number away."""
+    rows = own_records("question + answer", "forget")
+    rows[3]["answer"] = "北京"
+    log = evaluate(target, forget_dataset=write_lines(tmp_path / "forget.jsonl", rows), **own)
+    assert log["forget_Q_A_ROUGE"]["agg_value"] is not None
+    (said,) = [message for message in caplog.messages if "not written in a to z" in message]
+    assert "1 of the 5 true answers of the forget set (row 3 is the first)" in said
+
+
+def test_own_conversations_with_a_question_beside(target, own, tmp_path):
+    rows = own_records("messages", "forget")
+    plain = evaluate(target, forget_dataset=write_lines(tmp_path / "forget.jsonl", rows), **own)
+    rows[1] |= {"prompt": "none"}
+    path = write_lines(tmp_path / "beside.jsonl", [row | {"question": "Which?"} for row in rows])
+    log = evaluate(target, forget_dataset=path, **own | {"output_dir": str(tmp_path / "beside")})
+    assert log["forget_Q_A_Prob"] == plain["forget_Q_A_Prob"]
 
 
 def test_a_template_that_prints_the_date(target, settings, tmp_path, monkeypatch, caplog):

@@ -400,7 +400,7 @@ def test_stopped_run_goes_no_further_when_resumed(llama_path, tokenizer, tmp_pat
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
 
 
-def test_forgotten_at_a_checkpoint_before_the_end_of_its_epoch(llama_path, tokenizer, tmp_path):
+def test_forgotten_at_a_checkpoint_before_the_end_of_its_epoch(llama_path, tokenizer, tmp_path, capsys):
     """Saved at the epoch's last step, before anyone asked whether all is forgotten: that is asked when it is resumed."""
 
     def make(**kwargs):
@@ -414,8 +414,10 @@ def test_forgotten_at_a_checkpoint_before_the_end_of_its_epoch(llama_path, token
         trainer.train()
     steps = trainer.state.global_step
     trainer = make()
+    capsys.readouterr()
     trainer.train(resume_from_checkpoint=True)
     assert (trainer.state.epoch, trainer.state.global_step) == (1.0, steps)
+    assert capsys.readouterr().out.count("Stopping: the forgotten answers are at") == 1
 
 
 class _KillAtTheEpochsEnd(TrainerCallback):

@@ -185,6 +185,12 @@ class TofuEvalCallback(TrainerCallback):
             name: tofu_questions(name, rows[name], trainer.processing_class, config.template, config.question_key)
             for name in ("forget", "retain")
         }
+        for name, one in self.sets.items():
+            if generate and not one.is_read_by_rouge:
+                raise ValueError(
+                    f"`generate=True` is for ROUGE, which knows words of a to z only, and the answers of the {name} set are "
+                    "written in other letters. Leave it out."
+                )
         self.retain_log: EvalLog | None = None
         if retain_logs is not None:
             self.retain_log = read_log(retain_logs)

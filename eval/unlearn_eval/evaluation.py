@@ -90,7 +90,7 @@ def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
     names = [*config.model_name_or_path, *([] if config.compare_to is None else [config.compare_to])]
     checkpoints = [resolve_checkpoint(name, config) for name in names]
     folders = result_folders([checkpoint.name for checkpoint in checkpoints], config)
-    if "vllm" in (config.backend, config.score_backend):
+    if config.score_backend == "vllm" or (config.backend == "vllm" and config.max_new_tokens > 0):
         from .backends.vllm import check_served
 
         for checkpoint in checkpoints:
@@ -102,7 +102,9 @@ def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
         check_output(job, folder, config.overwrite)
     try:
         for _, group in groupby(sorted(jobs, key=_engine), _engine):
-            compute(list(group), config)
+            some = list(group)
+            with _keeping_failure(*some):
+                compute(some, config)
         logs = finish_all(jobs, folders, retain_log, may_be_silent)
     finally:
         for job in jobs:
@@ -231,7 +233,7 @@ def check_output(job: Job, folder: Path, overwrite: bool) -> None:
 def compute(jobs: Sequence[Job], config: EvalConfig) -> None:
     """
     Compute what is missing of checkpoints that share a base, one backend after another: never two models in memory. One
-    that fails (`failure` says why) keeps no other from being computed.
+    whose numbers are wrong (`failure` says why) keeps no other from being computed; one that can't be loaded does.
 
     Args:
         jobs (`Sequence[Job]`):
@@ -256,8 +258,11 @@ def _run_phase(name: str, tasks: Sequence[str], jobs: Sequence[Job], config: Eva
     # A function of its own: when it ends, nothing holds the model any more.
     if name == "vllm":
         score_canaries(jobs, config)
+        jobs = _whole(jobs)
+        if not jobs:
+            return
     with open_backends(name, jobs, config) as activate:
-        for job in _whole(jobs):
+        for job in jobs:
             with _keeping_failure(job):
                 if name == "vllm":
                     check_canary(job, activate)
@@ -267,12 +272,16 @@ def _run_phase(name: str, tasks: Sequence[str], jobs: Sequence[Job], config: Eva
 
 
 @contextmanager
-def _keeping_failure(job: Job) -> Iterator[None]:
-    """What is wrong with one checkpoint is told when the others are done."""
+def _keeping_failure(*jobs: Job) -> Iterator[None]:
+    """What is wrong with some checkpoints is told when the others are done."""
     try:
         yield
     except ValueError as error:
-        job.failure = ValueError(f"`{job.checkpoint.name}`: {error}")
+        failed = _whole(jobs)
+        names = ", ".join(f"`{job.checkpoint.name}`" for job in failed)
+        failure = ValueError(f"{names}: {error}")
+        for job in failed:
+            job.failure = failure
 
 
 @contextmanager
@@ -323,7 +332,7 @@ def finish_all(
     jobs: Sequence[Job], folders: Sequence[Path], retain_log: EvalLog | None, may_be_silent: bool
 ) -> list[EvalLog]:
     """[`finish`] for each checkpoint; one that fails does not keep the others from being written."""
-    logs, failures = [], [job.failure for job in jobs if job.failure is not None]
+    logs, failures = [], list(dict.fromkeys(job.failure for job in jobs if job.failure is not None))
     for job, folder in zip(jobs, folders, strict=True):
         if job.failure is not None:
             continue

@@ -79,17 +79,31 @@ class Job:
         # With a prompt: templates may print the date.
         one_prompt = self.sets["forget"].answers[0].prompt_ids
         self.template_hash = hash_json([tokenizer.chat_template, repr(config.template), one_prompt])
-        if (
-            config.question_template is None
-            and config.date_string is None
-            and "strftime_now" in str(tokenizer.chat_template)
-        ):
-            logger.warning(
-                f"The chat template of {checkpoint.name} prints today's date, so that results differ from day to day. Set "
-                "`date_string`, to what it was in training."
-            )
+        self._warn_of_dates(str(tokenizer.chat_template))
+        self._warn_of_letters()
         self.failure: ValueError | None = None  # what kept it from being computed
         self._journals: dict[str, Journal] = {}
+
+    def _warn_of_dates(self, chat_template: str) -> None:
+        if self.config.question_template is not None or "strftime_now" not in chat_template:
+            return
+        can_be_set = "date_string" in chat_template
+        if self.config.date_string is None or not can_be_set:
+            remedy = (
+                "Set `date_string`, to what it was in training." if can_be_set else "Write the date into the template."
+            )
+            logger.warning(
+                f"The chat template of {self.checkpoint.name} prints today's date, so that results differ from day to day. "
+                f"{remedy}"
+            )
+
+    def _warn_of_letters(self) -> None:
+        for name, one in self.sets.items():
+            if self._asks(name) and one.not_read_by_rouge:
+                logger.warning(
+                    f"{len(one.not_read_by_rouge)} of the {len(one.references)} true answers of the {name} set (row "
+                    f"{one.not_read_by_rouge[0]} is the first) are not written in a to z: their ROUGE says nothing."
+                )
 
     def missing(self, task: str) -> bool:
         """Whether something of `"score"` or `"generate"` is not computed yet."""

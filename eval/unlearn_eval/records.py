@@ -15,6 +15,7 @@ from .prompts import TokenizedAnswer, tokenize_conversation, tokenize_question, 
 
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_FOR_SOME_ROWS = ("chat_template_kwargs", "tools")
 FORMATS = (
     "question + answer, prompt + completion, messages, a text column (`dataset_text_field` in training), or input_ids "
     "(+ labels)"
@@ -56,7 +57,8 @@ def load_records(path_or_id: str, config: str | None = None, split: str = "train
     if not rows:
         raise ValueError(f"`{path_or_id}` holds no records.")
     try:
-        columns = dict.fromkeys(column for row in rows for column in row)  # `from_list` looks at the first row's alone
+        # `from_list` takes the first row's columns, and these may be wanted for later rows only.
+        columns = [*rows[0], *(name for name in _FOR_SOME_ROWS if any(name in row for row in rows))]
         return Dataset.from_list([{column: row.get(column) for column in columns} for row in rows])
     except (TypeError, ValueError):  # Arrow's message quotes the value
         raise ValueError(
@@ -124,7 +126,7 @@ def tokenize_record(
         [`~unlearn_eval.prompts.TokenizedAnswer`]:
             Prompt and counted token ids.
     """
-    if "question" in row and "answer" in row:
+    if _columns_used(row) == ("question", "answer"):
         return tokenize_question(
             tokenizer, row["question"], row["answer"], system_prompt, date_string, question_template
         )
@@ -145,6 +147,12 @@ def tokenize_record(
     if row.get("tools"):
         template_kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
     return tokenize_conversation(tokenizer, prompt, completion, **template_kwargs)
+
+
+def _columns_used(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What [`tokenize_record`] reads of a row, in its order of preference."""
+    formats = (("question", "answer"), ("prompt", "completion"), ("messages",))
+    return next((columns for columns in formats if set(columns) <= row.keys()), ())
 
 
 def is_tokenized_here(row: dict[str, Any]) -> bool:
@@ -176,9 +184,8 @@ def column_names(row: Mapping[str, Any]) -> list[str]:
 def check_answers(rows: Iterable[dict[str, Any]], name: str) -> None:
     """Raise, with the number of the row, where a question, a prompt or an answer is missing or blank."""
     for index, row in enumerate(rows):
-        texts = {column: row[column] for column in ("question", "answer", "prompt", "completion") if column in row}
-        texts |= {"messages": row["messages"]} if "messages" in row else {}
-        for column, text in texts.items():
+        for column in _columns_used(row):
+            text = row[column]
             if isinstance(text, list):  # a conversation: its last message
                 text = text[-1].get("content") if text else None
             if text is None or (isinstance(text, str) and not text.strip()):

@@ -462,7 +462,8 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
                 mark_finished(self.args.output_dir)
             if self._private_folder.is_open:
                 self._private_folder.remove()
-        self._report_verdict(self._before, after, output)
+        before, self._before = self._before, None
+        self._report_verdict(before, after, output)
         return output
 
     def _hold_private_folder(self, stack: ExitStack, resuming: bool, needed_bytes: int) -> None:
@@ -621,13 +622,17 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
 
 class _StopWhenForgotten(TrainerCallback):
     def __init__(self, trainer: UnlearningTrainer):
-        self.trainer = trainer
+        self.trainer, self.asked_at = trainer, None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.asked_at = None
         if state.global_step > 0 and float(state.epoch).is_integer():  # saved before the end of the epoch was told
             self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        if self.asked_at == state.global_step:
+            return
+        self.asked_at = state.global_step
         probability = self.trainer._answer_probabilities("Forgotten yet?")["forget"].mean().item()
         if probability <= args.stop_at_forget_prob:
             self.trainer.accelerator.print(
