@@ -13,6 +13,7 @@ import pytest
 from compare_setup import (
     NPO,
     RKLD,
+    RUNS,
     Finished,
     compare,
     is_alive,
@@ -252,6 +253,29 @@ def test_killed_comparison_goes_on(finished, tmp_path):
     assert histories[0] == histories[1]
     assert not list(tmp_path.rglob("checkpoint-*"))
     assert weights_below(tmp_path / "out") == finished.weights
+
+
+def test_a_run_whose_teacher_is_gone_begins_anew(finished, tmp_path):
+    """Made again on another device it has other last digits; the checkpoint can't be resumed, and must not block the run."""
+    (tmp_path / "sitecustomize.py").write_text("import killed_worker\n")
+    values = settings(finished.data, tmp_path / "out", models_dir=str(finished.folder / "models"), runs=RUNS[:1])
+    config = write_config(tmp_path, values)
+    killed = compare(
+        config,
+        FIRST_PATH=os.pathsep.join([str(tmp_path), str(Path(__file__).parent)]),
+        KILL_AT=f"{RKLD} training_step 8",
+        KILLED_WORKER=str(tmp_path / "pid"),
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    folder = tmp_path / "out" / "runs" / RKLD
+    (record,) = folder.glob("model/checkpoint-6/unlearning.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"teacher_digest": "of another device"}))
+    failed, last = compare(config), compare(config)
+    assert failed.returncode == 1 and f"✗ {RKLD} failed" in failed.stdout
+    assert "Start again: this run begins anew." in (folder / "log.txt").read_text()
+    assert last.returncode == 0, last.stdout + last.stderr
+    whole = [row for row in read_rows(finished.folder / "results.csv") if row["method"] != "npo"]
+    assert read_rows(tmp_path / "out" / "results.csv") == whole
 
 
 def test_finished_comparison_trains_nothing(finished):

@@ -151,6 +151,17 @@ def test_tables_by_hand():
     assert one["epoch"] == "2"
 
 
+def test_a_target_of_no_utility():
+    """It says nothing, say: of nothing there is no share, and no error."""
+    rows = table_rows(
+        {"method": "target", "forget_quality": 1e-9, "ks_d": 0.45, "retain_utility": 0.0},
+        {"method": "npo", "setting": None, "seed": 1, "epoch": 2, "chosen": 1, "retain_utility": 0.5},
+    )
+    target, run = cells_of(tables(rows), "forget05, last epoch")
+    assert (target["retain utility"], target["over the target's"]) == ("0.000", "")
+    assert (run["retain utility"], run["over the target's"]) == ("0.500", "")
+
+
 def test_tables_of_two_splits():
     rows = table_rows({"method": "target", "ks_d": 0.25, "forget_quality": 0.01}) + table_rows(
         {"method": "target", "ks_d": 0.75, "split": "forget10", "forget_quality": 0.0099}

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from compare_setup import NPO, RUNS, everything_below, plan_of, settings, write_config, write_data
+from transformers import AutoTokenizer
 
 from trl_rkld.cli import main
 from trl_rkld.compare.config import CompareConfig
@@ -241,6 +242,8 @@ ONE_RUN = [{"command": "npo"}]
         ({"evaluation": {"max_new_tokens": None}}, "`evaluation`: `max_new_tokens` has no value"),
         ({"runs": [{"command": "npo", "attn_implementation": "flash_attention_2"}]}, "`runs`, npo: .*[Ff]lash"),
         ({"augment": {"epochs": 3}, "runs": RUNS}, "`finetune`, `augment` or the `augment` of `runs`: `epochs`"),
+        ({"evaluation": {"max_new_tokens": 0}, "case_study": {"questions": [1]}}, "`case_study`: `questions` are asked"),
+        ({"runs": [{"command": "npo", "use_peft": True, "lora_target_modules": ["q_proj", "lm_head"]}]}, "`runs`, npo: .*lm_head"),
         ({"splits": "forget01"}, "`splits` must be a list"),({"runs": [{"command": "npo", "seeds": 1}]}, r"`seeds` of `runs\[0\]` must be a list"),
         ({"runs": [{"command": "idk"}]}, r"`runs\[0\]` \(idk\) needs `refusals_path`"),
         ({"runs": [{"command": "dpo"}]}, r"`runs\[0\]` \(dpo\) needs `refusals_path`"),
@@ -262,6 +265,9 @@ ONE_RUN = [{"command": "npo"}]
 )  # fmt: skip
 def test_bad_settings(changed, message, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # names that are nowhere are asked for at length
     values = settings(data, tmp_path / "out", runs=ONE_RUN)
     # What is changed in a section is added to it.
     for name, value in changed.items():
@@ -284,6 +290,20 @@ def test_null_is_no_text(settings_of, data, tmp_path):
     config = write_config(tmp_path, values)
     with pytest.raises(ValueError, match="`system_prompt`"):
         run(["--config", str(config), "--dry_run", "true"])
+
+
+def test_a_template_that_prints_the_date(data, tmp_path):
+    """Over midnight, the runs of one comparison would be asked other questions."""
+    shutil.copytree(data / "base", tmp_path / "dated")
+    tokenizer = AutoTokenizer.from_pretrained(data / "base")
+    tokenizer.chat_template = "{{ date_string or strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "dated")
+    values = settings(data, tmp_path / "out", model_name_or_path=str(tmp_path / "dated"), runs=ONE_RUN)
+    with pytest.raises(ValueError, match="prints today's date.*Set `date_string`"):
+        run(["--config", str(write_config(tmp_path, values)), "--dry_run", "true"])
+    for section in ("finetune", "common", "evaluation"):
+        values[section] = values[section] | {"date_string": "10 Apr 2025"}
+    assert run(["--config", str(write_config(tmp_path, values)), "--dry_run", "true"]) == 0
 
 
 @pytest.mark.parametrize(

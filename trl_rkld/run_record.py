@@ -148,6 +148,10 @@ def stopped_at(checkpoint: str) -> int | None:
     return state.global_step if stopped and state.global_step < state.max_steps else None
 
 
+class ResumeError(ValueError):
+    """A checkpoint can't be resumed from: it is of another run, or its teacher is gone."""
+
+
 def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
     """
     Raise where a checkpoint was made by another method, with other settings, from other data or with another teacher;
@@ -155,7 +159,7 @@ def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
     """
     record = read_record(checkpoint)
     if record is None or record["method"] != current["method"]:
-        raise ValueError(f"The checkpoint `{checkpoint}` was not made by {current['method']}. It can't be resumed.")
+        raise ResumeError(f"The checkpoint `{checkpoint}` was not made by {current['method']}. It can't be resumed.")
     keys = record["settings"].keys() | current["settings"].keys()
     changed = [f"`{key}`" for key in sorted(keys) if record["settings"].get(key) != current["settings"].get(key)]
     if record["forget_set"] != current["forget_set"]:
@@ -165,7 +169,7 @@ def check_same_run(checkpoint: str, current: dict[str, Any]) -> str | None:
     teacher = current["teacher"] or {}
     changed += [f"the {part}" for part, value in teacher.items() if (record["teacher"] or {}).get(part) != value]
     if changed:
-        raise ValueError(
+        raise ResumeError(
             f"The checkpoint `{checkpoint}` can't be resumed: {', '.join(changed)} changed since. "
             "Pass the same original model, data and settings as before, or start without `resume_from_checkpoint`."
         )

@@ -18,6 +18,7 @@ from .config import EvalConfig
 from .fingerprint import hash_json, hash_rows
 from .journal import Journal, decode_scores, encode_scores, generation_key, score_key
 from .metrics import rouge_scores
+from .prompts import date_remedy
 from .questions import QuestionSet, ends_of_answers, own_questions, tofu_questions
 from .results import METADATA, EvalLog, Metadata, RougeItem
 from .tofu import SetScores, build_log
@@ -79,19 +80,14 @@ class Job:
         # With a prompt: templates may print the date.
         one_prompt = self.sets["forget"].answers[0].prompt_ids
         self.template_hash = hash_json([tokenizer.chat_template, repr(config.template), one_prompt])
-        self._warn_of_dates(str(tokenizer.chat_template))
+        self._warn_of_dates()
         self._warn_of_letters()
         self.failure: ValueError | None = None  # what kept it from being computed
         self._journals: dict[str, Journal] = {}
 
-    def _warn_of_dates(self, chat_template: str) -> None:
-        if self.config.question_template is not None or "strftime_now" not in chat_template:
-            return
-        can_be_set = "date_string" in chat_template
-        if self.config.date_string is None or not can_be_set:
-            remedy = (
-                "Set `date_string`, to what it was in training." if can_be_set else "Write the date into the template."
-            )
+    def _warn_of_dates(self) -> None:
+        remedy = date_remedy(self.tokenizer, self.config.date_string, self.config.question_template)
+        if remedy is not None:
             logger.warning(
                 f"The chat template of {self.checkpoint.name} prints today's date, so that results differ from day to day. "
                 f"{remedy}"

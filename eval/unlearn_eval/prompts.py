@@ -26,6 +26,30 @@ class TokenizedAnswer(NamedTuple):
     answer_ids: list[int]
 
 
+def date_remedy(
+    tokenizer: PreTrainedTokenizerBase, date_string: str | None, question_template: str | None
+) -> str | None:
+    """
+    What to do about a chat template that prints today's date, so that a question is another one tomorrow.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        date_string, question_template (`str`, *optional*):
+            As in [`tokenize_question`].
+
+    Returns:
+        `str` or `None`:
+            A sentence; `None` where the date is given, or none is printed.
+    """
+    chat_template = str(tokenizer.chat_template)
+    if question_template is not None or "strftime_now" not in chat_template:
+        return None
+    if "date_string" not in chat_template:
+        return "Write a date into the chat template."
+    return None if date_string is not None else "Set `date_string`, to one date for training and evaluation."
+
+
 def tokenize_question(
     tokenizer: PreTrainedTokenizerBase,
     question: str,

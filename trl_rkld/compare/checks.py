@@ -12,9 +12,12 @@ from trl import ModelConfig, get_peft_config
 
 from unlearn_eval import EvalConfig
 from unlearn_eval.job import check_lengths
+from unlearn_eval.models import without_peft
+from unlearn_eval.prompts import date_remedy
 from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu_questions
 
 from ..data import TEMPLATE, tokenize_rows
+from ..losses import lm_head_of
 from ..teacher.prepare import is_adapter
 from .arguments import check_keys, parse
 from .config import TRAINED_COMMANDS, CompareConfig
@@ -149,7 +152,8 @@ def _check_model(where: str, model_args: ModelConfig, name: str, tried: set[str]
                 AutoConfig.from_pretrained(name), attn_implementation=model_args.attn_implementation
             )
             if peft_config is not None:
-                get_peft_model(model, peft_config)
+                model = get_peft_model(model, peft_config)
+            lm_head_of(without_peft(model))  # no method of ours, nor TRL's DPO, trains an adapter there
     except (ImportError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
     tried.add(key)
@@ -177,7 +181,14 @@ def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str,
 
 def _check_data(config: CompareConfig, tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
     template = Template(*(config.evaluation.get(name) for name in TEMPLATE), False)
+    remedy = date_remedy(tokenizer, template.date_string, template.question_template)
+    if remedy is not None:
+        raise ValueError(f"The chat template prints today's date: over midnight all questions would change. {remedy}")
     max_new_tokens = config.evaluation.get("max_new_tokens", EvalConfig.max_new_tokens)
+    if config.case_study["questions"] and max_new_tokens == 0:
+        raise ValueError(
+            "`case_study`: `questions` are asked, and `max_new_tokens=0` of `evaluation` leaves no answer."
+        )
     for split in config.splits:
         rows = load_tofu(config.dataset_name, split)
         sets = {

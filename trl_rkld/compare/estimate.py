@@ -53,6 +53,8 @@ class Estimate:
             for split in {*config.splits, config.target_split}
         }
         self.jobs = jobs
+        # Once: data sets from the Hub take a second to look at.
+        self.rough = {job.name: self._rough(job) for job in jobs}
 
     def seconds(self, job: Job) -> float:
         """Estimate for a job, as if nothing of it were done; finished jobs, best those of its kind, correct it."""
@@ -60,7 +62,7 @@ class Estimate:
         timed = [other for other in self.jobs if done.get(other.name) is not None]
         timed = [other for other in timed if other.kind == job.kind] or timed
         took = sum(done[other.name] for other in timed)
-        return self._rough(job) * (took / sum(map(self._rough, timed)) if timed else 1.0)
+        return self.rough[job.name] * (took / sum(self.rough[other.name] for other in timed) if timed else 1.0)
 
     def _rough(self, job: Job) -> float:
         # A training step is three forward passes' work.

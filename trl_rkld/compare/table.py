@@ -146,7 +146,7 @@ def tables(rows: list[Row]) -> str:
 def _with_share_kept(rows: list[Row]) -> list[Row]:
     """With `kept`: retain utility over the target's."""
     target = next((row["retain_utility"] for row in rows if row["method"] == TARGET), None)
-    known = [target is not None and row["retain_utility"] is not None for row in rows]
+    known = [bool(target) and row["retain_utility"] is not None for row in rows]  # of nothing there is no share
     return [
         row | {"kept": row["retain_utility"] / target if is_known else None}
         for row, is_known in zip(rows, known, strict=True)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -24,6 +24,7 @@ from unlearn_eval.evaluation import run
 from unlearn_eval.results import EVAL_FILE, read_json, write_json
 
 from ..methods import method_class, script_of
+from ..run_record import ResumeError
 from .arguments import parse
 from .case_study import examine
 from .config import TRAINED_COMMANDS
@@ -85,9 +86,13 @@ def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use
     _evaluate(str(models / BEST_FOLDER), folder / "chosen", settings)
     if history["last"] != history["chosen"]:  # else one model, one evaluation
         _evaluate(str(models / "last"), folder / "last", settings)
-    examine(str(models / BEST_FOLDER), folder / "chosen", settings, options["case_study"])
+    if models.is_dir():  # else a kill has left nothing to do
+        examine(str(models / BEST_FOLDER), folder / "chosen", settings, options["case_study"])
     if not options["keep_models"]:
-        shutil.rmtree(models, ignore_errors=True)
+        removed = folder / "model.removed"
+        if models.is_dir():
+            models.rename(removed)  # half removed, it must not be taken for a whole one
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def _train(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, Any]:
@@ -109,17 +114,25 @@ def _train(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, A
         dtype=evaluation.get("dtype", "auto"),
     )
     trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(models))
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(models))
+    except ResumeError as error:  # its teacher was made on another device, say, and is gone
+        _begin_anew(models, str(error))
     trainer.save_model(str(models / "last"))
     best = models / BEST_FOLDER / RECORD_FILE
     if not best.is_file() or read_json(best)["step"] != callback.best["step"]:
         # A run that was killed and went on saw other numbers the second time (another device?).
-        shutil.rmtree(models)
-        raise RuntimeError("The best epoch's model is of another epoch. Start again: this run begins anew.")
+        _begin_anew(models, "The best epoch's model is of another epoch.")
     result = {"epochs": callback.history[1:], "chosen": callback.best["epoch"], "last": callback.history[-1]["epoch"]}
     del trainer, callback
     gc.collect()
     return result
+
+
+def _begin_anew(models: Path, why: str) -> NoReturn:
+    _remove_checkpoints(models)
+    shutil.rmtree(models)
+    raise RuntimeError(f"{why} Start again: this run begins anew.")
 
 
 def make_unlearning_trainer(settings: dict[str, Any], folder: Path, use_cpu: bool) -> Any:

@@ -22,7 +22,7 @@ from unlearn_eval.fingerprint import hash_json, hash_model, hash_samples, hash_w
 from unlearn_eval.models import without_peft
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
-from ..run_record import write_record
+from ..run_record import ResumeError, write_record
 from ..trainer.saves_record import plain_record
 from .augmented import (
     adapter_role,
@@ -80,7 +80,7 @@ def prepare_teacher(
     else:
         teacher = _live_teacher(trainer, folder, stack)
     if expected_digest is not None and teacher.digest() != expected_digest:
-        raise ValueError(
+        raise ResumeError(
             f"The teacher of this run is gone from `teacher_cache_dir={str(folder.root)!r}`, and the one made anew "
             "differs from it in its last digits (another device or number of threads?). Resuming would change the "
             "teacher midway. Start again without `resume_from_checkpoint`."

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from unlearn_eval.models import without_peft
+from unlearn_eval.prompts import date_remedy
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
 from ..losses import lm_head_of
@@ -91,6 +92,13 @@ def check_free(augmented_output_dir: Path) -> None:
     is_taken = augmented_output_dir.exists() and any(augmented_output_dir.iterdir())
     if is_taken and (read_record(augmented_output_dir) or {}).get("method") != "augmented":
         raise ValueError(f"`augmented_output_dir={str(augmented_output_dir)!r}` is not empty. Choose a new folder.")
+
+
+def warn_of_dates(args: UnlearningConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say so where a run that is resumed on another day would train on other prompts."""
+    remedy = date_remedy(tokenizer, args.date_string, args.question_template)
+    if remedy is not None:
+        logger.warning(f"The chat template prints today's date: a run can't be resumed on another day. {remedy}")
 
 
 def warn_slow_bfloat16(args: TrainingArguments) -> None:

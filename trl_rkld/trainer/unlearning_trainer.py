@@ -52,7 +52,7 @@ from ..teacher.roles import (
     probabilities_of_answers,
 )
 from ..version import __version__
-from .checks import check_arguments, check_is_text, check_model, student_adapter, warn_slow_bfloat16
+from .checks import check_arguments, check_is_text, check_model, student_adapter, warn_of_dates, warn_slow_bfloat16
 from .model_card import extend_model_card
 from .saves_record import ResumesAdapter, base_record
 from .unlearning_config import UnlearningConfig
@@ -164,6 +164,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         self.student_adapter = student_adapter(self.model) if isinstance(self.model, PeftModel) else None
         check_model(self.model, self.accelerator.distributed_type)
         warn_slow_bfloat16(args)
+        warn_of_dates(args, self.processing_class)
         if args.disable_dropout:
             self.disable_dropout()
 
