@@ -2,10 +2,13 @@
 """Every format becomes the same counted tokens, and training and evaluation tokenise alike."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORGET, RETAIN, config, history, rows
+import trl
+from conftest import FORGET, RETAIN, build_tokenizer, config, history, rows
 from datasets import Dataset
 
 from trl_rkld import RKLDTrainer
@@ -129,6 +132,42 @@ def test_answer_ends_in_one_end_of_turn_token(name, tokenizer, monkeypatch):
     assert tokens.answer_ids[-1] == tokenizer.eos_token_id
     assert tokens.answer_ids.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(tokens.answer_ids) == f"{ANSWER}<|im_end|>"
+
+
+def templates_of_trl():
+    """The chat templates of current models, as TRL ships them; those for images need a processor."""
+    paths = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+    kinds = ("_training", "_vl", "smolvlm", "idefics3", "llava_next")
+    return {path.stem: path.read_text() for path in paths if not any(kind in path.stem for kind in kinds)}
+
+
+@pytest.mark.parametrize("name", templates_of_trl())
+def test_templates_of_current_models(name):
+    """Counted are the answer and one end token; channels and empty blocks of thinking are part of the prompt."""
+    template = templates_of_trl()[name]
+    special = set(re.findall(r"<[|｜]\w+[|｜]>|<\w+_of_turn>|<turn\|>|<｜end▁of▁sentence｜>", template))
+    tokenizer = build_tokenizer()
+    others = sorted(special - set(tokenizer.all_special_tokens))
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": others})
+    tokenizer.chat_template = template
+    tokens = tokenize_question(tokenizer, QUESTION, ANSWER, date_string="10 Apr 2025")
+    assert tokenizer.decode(tokens.answer_ids[:-1]) == ANSWER
+    assert tokens.answer_ids[-1] in tokenizer.added_tokens_decoder
+    assert QUESTION in tokenizer.decode(tokens.prompt_ids)
+
+
+def test_thinking_of_the_records_own(tokenizer, monkeypatch):
+    """It counts, unless the template closes it before the answer begins."""
+    thinking = "{% if m['thinking'] %}" + "<think>{{ m['thinking'] }}END{% endif %}"
+    template = "{% for m in messages %}{{ m['role'] }}:" + thinking + "{{ m['content'] }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant:{% endif %}"
+    answer = ASSISTANT | {"thinking": "Where was it?"}
+    monkeypatch.setattr(tokenizer, "chat_template", template.replace("END", "</think>"))
+    tokens = tokenize_conversation(tokenizer, [USER], [answer])
+    assert tokenizer.decode(tokens.answer_ids) == f"<think>Where was it?</think>{ANSWER}<|im_end|>"
+    monkeypatch.setattr(tokenizer, "chat_template", template.replace("END", "<|im_end|>"))
+    with pytest.raises(ValueError, match="closes what stands beside `content`.*Leave it out"):
+        tokenize_conversation(tokenizer, [USER], [answer])
 
 
 def test_date_string_reaches_the_template(tokenizer, monkeypatch):

@@ -181,6 +181,9 @@ def tokenize_conversation(
     """
     Tokenise a conversation whose last messages are counted.
 
+    What a template puts before an answer of its own accord (a channel, an empty block of thinking) is not counted: it is
+    part of the prompt.
+
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer with a chat template.
@@ -194,19 +197,37 @@ def tokenize_conversation(
     Returns:
         [`TokenizedAnswer`]:
             Prompt and counted token ids.
+
+    Raises:
+        [`ValueError`]: If there is no chat template, or its answer would end before its text begins.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
             "The data is conversational, but the tokenizer has no chat template. Set `tokenizer.chat_template` (or "
             "`chat_template_path`), or use question/answer or prompt/completion columns of plain strings."
         )
-    prompt_ids = tokenizer.apply_chat_template(
-        list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
-    )["input_ids"]
-    full_ids = tokenizer.apply_chat_template(
-        [*prompt, *completion], tokenize=True, return_dict=True, **template_kwargs
-    )["input_ids"]
-    return _split(tokenizer, prompt_ids, full_ids)
+
+    def render(messages: list[dict[str, Any]], **kwargs) -> list[int]:
+        return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs, **template_kwargs)[
+            "input_ids"
+        ]
+
+    full_ids = render([*prompt, *completion])
+    start = _common_prefix(render(list(prompt), add_generation_prompt=True), full_ids)
+    first, text_start = completion[0], 0
+    if isinstance(first.get("content"), str):
+        # The text starts where another one would differ.
+        other = "y" if first["content"].lstrip().startswith("x") else "x"
+        text_start = _common_prefix(render([*prompt, first | {"content": other}, *completion[1:]]), full_ids)
+        if not any(first[key] for key in first.keys() - {"role", "content"}):
+            start = max(start, text_start)
+    answer_ids = _end_once(tokenizer, full_ids[start:])
+    if start + len(answer_ids) <= text_start:
+        raise ValueError(
+            "the chat template closes what stands beside `content` in the answer (thinking, say) before the text begins. "
+            "Leave it out"
+        )
+    return TokenizedAnswer(list(full_ids[:start]), answer_ids)
 
 
 def tokenize_strings(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TokenizedAnswer:
