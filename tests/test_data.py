@@ -72,8 +72,9 @@ def test_plain_strings(tokenizer, llama, tmp_path):
     assert counted(tokenizer, sample) == "Ana.<|im_end|>"
 
 
-def test_a_question_beside_a_conversation(tokenizer, llama, tmp_path):
-    row = {"question": "another one?", "messages": [USER, ASSISTANT]}
+@pytest.mark.parametrize("column", ["question", "answer", "prompt", "completion"])
+def test_a_text_beside_a_conversation(column, tokenizer, llama, tmp_path):
+    row = {column: "another one?", "messages": [USER, ASSISTANT]}
     assert counted(tokenizer, prepared(tokenizer, llama, tmp_path, [row])) == f"{ANSWER}<|im_end|>"
 
 
@@ -168,6 +169,35 @@ def test_thinking_of_the_records_own(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", template.replace("END", "<|im_end|>"))
     with pytest.raises(ValueError, match="closes what stands beside `content`.*Leave it out"):
         tokenize_conversation(tokenizer, [USER], [answer])
+
+
+@pytest.mark.parametrize("beside", [{"weight": 1}, {"name": "bot"}, {"tool_calls": None}])
+def test_what_the_template_ignores_moves_no_border(beside, tokenizer, monkeypatch):
+    template = "{% for m in messages %}{{ m['role'] }}:{% if m['role'] == 'assistant' %}<think></think>{% endif %}"
+    template += "{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    for answer in (ANSWER, "x is the answer.", "y is"):
+        message = {"role": "assistant", "content": answer}
+        tokens = tokenize_conversation(tokenizer, [USER], [message | beside])
+        assert tokenizer.decode(tokens.answer_ids) == f"{answer}<|im_end|>"
+        assert tokens == tokenize_conversation(tokenizer, [USER], [message])
+    parts = [{"type": "text", "text": ANSWER}]
+    template = template.replace("m['content']", "m['content'] if m['content'] is string else m['content'][0]['text']")
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    tokens = tokenize_conversation(tokenizer, [USER], [{"role": "assistant", "content": parts}])
+    assert tokenizer.decode(tokens.answer_ids) == f"{ANSWER}<|im_end|>"
+
+
+def test_a_text_that_the_template_leaves_out(tokenizer, monkeypatch):
+    """A call of a tool is printed instead, and counted."""
+    template = "{% for m in messages %}{{ m['role'] }}:{{ m['call'] or m['content'] }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant:{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    for content in ("Let me check.", None):
+        tokens = tokenize_conversation(
+            tokenizer, [USER], [{"role": "assistant", "content": content, "call": "look(1)"}]
+        )
+        assert tokenizer.decode(tokens.answer_ids) == "look(1)<|im_end|>"
 
 
 def test_date_string_reaches_the_template(tokenizer, monkeypatch):

@@ -653,8 +653,7 @@ def test_own_data_in_other_letters_here_and_there(target, own, tmp_path, caplog)
 def test_own_conversations_with_a_question_beside(target, own, tmp_path):
     rows = own_records("messages", "forget")
     plain = evaluate(target, forget_dataset=write_lines(tmp_path / "forget.jsonl", rows), **own)
-    rows[1] |= {"prompt": "none"}
-    path = write_lines(tmp_path / "beside.jsonl", [row | {"question": "Which?"} for row in rows])
+    path = write_lines(tmp_path / "beside.jsonl", [row | {"question": "Which?", "prompt": ""} for row in rows])
     log = evaluate(target, forget_dataset=path, **own | {"output_dir": str(tmp_path / "beside")})
     assert log["forget_Q_A_Prob"] == plain["forget_Q_A_Prob"]
 

@@ -86,8 +86,9 @@ class Job:
         self._journals: dict[str, Journal] = {}
 
     def _warn_of_dates(self) -> None:
-        remedy = date_remedy(self.tokenizer, self.config.date_string, self.config.question_template)
-        if remedy is not None:
+        config = self.config
+        remedy = date_remedy(self.tokenizer, config.date_string, config.system_prompt)
+        if remedy is not None and config.question_template is None and self.sets["forget"].prompts is not None:
             logger.warning(
                 f"The chat template of {self.checkpoint.name} prints today's date, so that results differ from day to day. "
                 f"{remedy}"

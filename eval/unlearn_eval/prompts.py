@@ -26,28 +26,32 @@ class TokenizedAnswer(NamedTuple):
     answer_ids: list[int]
 
 
-def date_remedy(
-    tokenizer: PreTrainedTokenizerBase, date_string: str | None, question_template: str | None
-) -> str | None:
+def date_remedy(tokenizer: PreTrainedTokenizerBase, date_string: str | None, system_prompt: str | None) -> str | None:
     """
     What to do about a chat template that prints today's date, so that a question is another one tomorrow.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        date_string, question_template (`str`, *optional*):
+        date_string, system_prompt (`str`, *optional*):
             As in [`tokenize_question`].
 
     Returns:
         `str` or `None`:
             A sentence; `None` where the date is given, or none is printed.
     """
-    chat_template = str(tokenizer.chat_template)
-    if question_template is not None or "strftime_now" not in chat_template:
+    if "strftime_now" not in str(tokenizer.chat_template):
         return None
-    if "date_string" not in chat_template:
-        return "Write a date into the chat template."
-    return None if date_string is not None else "Set `date_string`, to one date for training and evaluation."
+    kwargs = {} if date_string is None else {"date_string": date_string}
+    today = "the date of today"
+    text = tokenizer.apply_chat_template(
+        _chat("", system_prompt), add_generation_prompt=True, tokenize=False, strftime_now=lambda _: today, **kwargs
+    )
+    if today not in text:
+        return None
+    if "date_string" in tokenizer.chat_template and date_string is None:
+        return "Set `date_string`, to one date for training and evaluation."
+    return "Write a date into the chat template."
 
 
 def tokenize_question(
@@ -214,13 +218,21 @@ def tokenize_conversation(
 
     full_ids = render([*prompt, *completion])
     start = _common_prefix(render(list(prompt), add_generation_prompt=True), full_ids)
-    first, text_start = completion[0], 0
-    if isinstance(first.get("content"), str):
-        # The text starts where another one would differ.
-        other = "y" if first["content"].lstrip().startswith("x") else "x"
-        text_start = _common_prefix(render([*prompt, first | {"content": other}, *completion[1:]]), full_ids)
-        if not any(first[key] for key in first.keys() - {"role", "content"}):
-            start = max(start, text_start)
+    first, *rest = completion
+    if not first.get("content"):  # a call of a tool, say
+        return TokenizedAnswer(list(full_ids[:start]), _end_once(tokenizer, full_ids[start:]))
+
+    # The text starts where others would differ.
+    others = ("x", "y") if isinstance(first["content"], str) else ([{"type": "text", "text": text}] for text in "xy")
+    texts = [render([*prompt, first | {"content": other}, *rest]) for other in others]
+    text_start = min(_common_prefix(ids, full_ids) for ids in texts)
+    if text_start == len(full_ids):  # the template has not printed it
+        text_start = 0
+    has_others = any(first[key] for key in first.keys() - {"role", "content"})
+    bare = {key: first[key] for key in ("role", "content")}
+    thinks = "</think>" in str(first["content"]) or (has_others and render([*prompt, bare, *rest]) != full_ids)
+    if not thinks:  # what stands before the text is the template's, not the record's own
+        start = max(start, text_start)
     answer_ids = _end_once(tokenizer, full_ids[start:])
     if start + len(answer_ids) <= text_start:
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
-from trl import is_conversational, maybe_convert_to_chatml
+from trl import maybe_convert_to_chatml
 
 from .prompts import TokenizedAnswer, tokenize_conversation, tokenize_question, tokenize_strings
 
@@ -126,17 +126,18 @@ def tokenize_record(
         [`~unlearn_eval.prompts.TokenizedAnswer`]:
             Prompt and counted token ids.
     """
-    if _columns_used(row) == ("question", "answer"):
+    columns = _columns_used(row)
+    if columns == ("question", "answer"):
         return tokenize_question(
             tokenizer, row["question"], row["answer"], system_prompt, date_string, question_template
         )
-    if isinstance(row.get("completion"), str):
-        return tokenize_strings(tokenizer, row["prompt"], row["completion"])
-    row = maybe_convert_to_chatml(row)
-    if "messages" in row:
-        prompt, completion = row["messages"][:-1], row["messages"][-1:]
-    else:
+    if columns == ("prompt", "completion"):
         prompt, completion = row["prompt"], row["completion"]
+        if isinstance(completion, str):
+            return tokenize_strings(tokenizer, prompt, completion)
+    else:
+        messages = maybe_convert_to_chatml({column: row[column] for column in columns})["messages"]
+        prompt, completion = messages[:-1], messages[-1:]
     if not completion or completion[-1]["role"] != "assistant":
         raise ValueError("the last message is not one of the assistant, so there is no answer to count")
     if system_prompt is not None and (not prompt or prompt[0]["role"] != "system"):
@@ -151,20 +152,16 @@ def tokenize_record(
 
 def _columns_used(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What [`tokenize_record`] reads of a row, in its order of preference."""
-    formats = (("question", "answer"), ("prompt", "completion"), ("messages",))
-    return next((columns for columns in formats if set(columns) <= row.keys()), ())
+    for pair in (("question", "answer"), ("prompt", "completion")):
+        if set(pair) <= row.keys():
+            return pair
+    conversations = (name for name in ("messages", "conversations") if isinstance(row.get(name), list))
+    return tuple(conversations)[:1]
 
 
 def is_tokenized_here(row: dict[str, Any]) -> bool:
     """Whether a row is for [`tokenize_record`], rather than for TRL's own preparation of texts and tokens."""
-    if "input_ids" in row:
-        return False
-    pairs = ({"question", "answer"}, {"prompt", "completion"})
-    return any(pair <= row.keys() for pair in pairs) or is_conversational(row) or _is_sharegpt(row)
-
-
-def _is_sharegpt(row: dict[str, Any]) -> bool:
-    return bool(row.get("conversations")) and isinstance(row["conversations"][0], dict)
+    return "input_ids" not in row and bool(_columns_used(row))
 
 
 def check_columns(row: dict[str, Any], text_field: str, name: str) -> None:
@@ -186,8 +183,8 @@ def check_answers(rows: Iterable[dict[str, Any]], name: str) -> None:
     for index, row in enumerate(rows):
         for column in _columns_used(row):
             text = row[column]
-            if isinstance(text, list):  # a conversation: its last message
-                text = text[-1].get("content") if text else None
+            if isinstance(text, list):  # a conversation: its last message, whatever it calls its text
+                text = (text[-1].get("content") or text[-1].get("value")) if text else None
             if text is None or (isinstance(text, str) and not text.strip()):
                 raise ValueError(
                     f"Row {index} of the {name} dataset has an empty or missing `{column}` (rows count from 0). Fill it "

@@ -181,8 +181,8 @@ def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str,
 
 def _check_data(config: CompareConfig, tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
     template = Template(*(config.evaluation.get(name) for name in TEMPLATE), False)
-    remedy = date_remedy(tokenizer, template.date_string, template.question_template)
-    if remedy is not None:
+    remedy = date_remedy(tokenizer, template.date_string, template.system_prompt)
+    if remedy is not None and template.question_template is None:
         raise ValueError(f"The chat template prints today's date: over midnight all questions would change. {remedy}")
     max_new_tokens = config.evaluation.get("max_new_tokens", EvalConfig.max_new_tokens)
     if config.case_study["questions"] and max_new_tokens == 0:

@@ -2,6 +2,7 @@
 """What is refused when a trainer is constructed, with the remedy."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -94,9 +95,11 @@ def check_free(augmented_output_dir: Path) -> None:
         raise ValueError(f"`augmented_output_dir={str(augmented_output_dir)!r}` is not empty. Choose a new folder.")
 
 
-def warn_of_dates(args: UnlearningConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say so where a run that is resumed on another day would train on other prompts."""
-    remedy = date_remedy(tokenizer, args.date_string, args.question_template)
+def warn_of_dates(args: UnlearningConfig, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> None:
+    """Say so where a run that is resumed on another day would train on other prompts. `row` is one of its records."""
+    if args.question_template is not None or isinstance(row.get("completion"), str) or row.get("chat_template_kwargs"):
+        return
+    remedy = date_remedy(tokenizer, args.date_string, args.system_prompt)
     if remedy is not None:
         logger.warning(f"The chat template prints today's date: a run can't be resumed on another day. {remedy}")
 

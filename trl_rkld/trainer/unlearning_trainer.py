@@ -164,7 +164,6 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         self.student_adapter = student_adapter(self.model) if isinstance(self.model, PeftModel) else None
         check_model(self.model, self.accelerator.distributed_type)
         warn_slow_bfloat16(args)
-        warn_of_dates(args, self.processing_class)
         if args.disable_dropout:
             self.disable_dropout()
 
@@ -335,6 +334,8 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
             dataset = in_memory(dataset)
             check_answers(dataset, dataset_name)
         if is_tokenized_here(first_row):
+            if dataset_name == "train":
+                warn_of_dates(args, self._tokenizer, first_row)
             tokenize = partial(
                 tokenize_numbered_row,
                 name=dataset_name,
