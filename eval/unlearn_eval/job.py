@@ -78,7 +78,7 @@ class Job:
         self.data_hash = hash_json([[name, [*map(dict, some)]] for name, some in rows.items()])
         self.set_hashes = {f"{name}_set": hash_rows(rows[name]) for name in ("forget", "holdout") if name in rows}
         # With a prompt: templates may print the date.
-        one_prompt = self.sets["forget"].answers[0].prompt_ids
+        one_prompt = config.template.tokenize(tokenizer, "question", "answer").prompt_ids
         self.template_hash = hash_json([tokenizer.chat_template, repr(config.template), one_prompt])
         self._warn_of_dates()
         self._warn_of_letters()
