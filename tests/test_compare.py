@@ -214,9 +214,21 @@ def test_models_are_removed(finished):
 # ---- Kills and failures ----
 
 
+def killed_comparison(config, folder, moment):
+    """Run a comparison whose process is killed at a moment of one of its workers; that worker's process id."""
+    (folder / "sitecustomize.py").write_text("import killed_worker\n")
+    killed = compare(
+        config,
+        FIRST_PATH=os.pathsep.join([str(folder), str(Path(__file__).parent)]),
+        KILL_AT=moment,
+        KILLED_WORKER=str(folder / "pid"),
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    return int((folder / "pid").read_text())
+
+
 def test_killed_comparison_goes_on(finished, tmp_path):
     """Its process is killed five times, each time with a worker in the middle of something, that would take long."""
-    (tmp_path / "sitecustomize.py").write_text("import killed_worker\n")
     config = write_config(tmp_path, settings(finished.data, tmp_path / "out"))
     for job, moment, what, finished_before in (
         ("retain", "rmtree", "checkpoint-12", None),  # trained, with half of the last checkpoint removed
@@ -225,14 +237,7 @@ def test_killed_comparison_goes_on(finished, tmp_path):
         (RKLD, "training_step", 8, "references/target-forget01"),
         (RKLD, "generate", 2, "references/target-forget01"),  # of the last epoch
     ):
-        killed = compare(
-            config,
-            FIRST_PATH=os.pathsep.join([str(tmp_path), str(Path(__file__).parent)]),
-            KILL_AT=f"{job} {moment} {what}",
-            KILLED_WORKER=str(tmp_path / "pid"),
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-        pid = int((tmp_path / "pid").read_text())
+        pid = killed_comparison(config, tmp_path, f"{job} {moment} {what}")
         until = time.monotonic() + 20
         while is_alive(pid) and time.monotonic() < until:
             time.sleep(0.1)
@@ -257,16 +262,9 @@ def test_killed_comparison_goes_on(finished, tmp_path):
 
 def test_a_run_whose_teacher_is_gone_begins_anew(finished, tmp_path):
     """Made again on another device it has other last digits; the checkpoint can't be resumed, and must not block the run."""
-    (tmp_path / "sitecustomize.py").write_text("import killed_worker\n")
     values = settings(finished.data, tmp_path / "out", models_dir=str(finished.folder / "models"), runs=RUNS[:1])
     config = write_config(tmp_path, values)
-    killed = compare(
-        config,
-        FIRST_PATH=os.pathsep.join([str(tmp_path), str(Path(__file__).parent)]),
-        KILL_AT=f"{RKLD} training_step 8",
-        KILLED_WORKER=str(tmp_path / "pid"),
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    killed_comparison(config, tmp_path, f"{RKLD} training_step 8")
     folder = tmp_path / "out" / "runs" / RKLD
     (record,) = folder.glob("model/checkpoint-6/unlearning.json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"teacher_digest": "of another device"}))

@@ -265,9 +265,8 @@ ONE_RUN = [{"command": "npo"}]
 )  # fmt: skip
 def test_bad_settings(changed, message, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HF_HUB_OFFLINE", True
-    )  # names that are nowhere are asked for at length
+    # Names that are nowhere are asked for at length.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     values = settings(data, tmp_path / "out", runs=ONE_RUN)
     # What is changed in a section is added to it.
     for name, value in changed.items():

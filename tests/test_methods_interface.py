@@ -204,6 +204,7 @@ def test_help_is_the_docstring(name):
     documented = {field: (kind, text) for field, kind, text in re.findall(pattern, config_class.__doc__, re.MULTILINE)}
     own = vars(config_class).get("__annotations__", {})
     assert documented.keys() <= own.keys()
+    assert bool(documented) == bool(own)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for field in own:
         if field not in documented:  # another default than TRL's, said in the note
