@@ -126,12 +126,15 @@ def test_requests_of_one_answer_a_prompt():
 
 
 def test_a_prompt_is_computed_once():
-    """6 answers of 5 tokens after 50 are 50 + 6 × 4 tokens, not 6 × 54: for all of 10 questions, and one more to try."""
+    """
+    6 answers of 5 tokens after 50 are 50 + 6 × 4 tokens, not 6 × 54: for all of 10 questions, and one more to try. One
+    text of 55 goes through the whole model and through it less its head.
+    """
     model = build("llama")
     requests = random_requests([(50, (5,) * 6)] * 10)
     backend = TransformersBackend(model, [END])
     alone = 54
-    assert tokens_computed(model, lambda: list(backend.score(requests))) == 11 * 74 + 2 * alone
+    assert tokens_computed(model, lambda: list(backend.score(requests))) == 11 * 74 + 2 * alone + 2 * 55
 
 
 def test_batches_hold_as_many_tokens_as_asked():
@@ -139,6 +142,7 @@ def test_batches_hold_as_many_tokens_as_asked():
     requests = random_requests([(length, (2,)) for length in range(1, 30)])
     model.get_input_embeddings().register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
     list(TransformersBackend(model, [END], batch_tokens=64).score(requests))
+    del sizes[:2]  # of the look at the head
     assert sum(shape[0] for shape in sizes) == len(requests)
     assert max(shape.numel() for shape in sizes) <= 64
     assert len(sizes) < len(requests) / 2
@@ -163,6 +167,26 @@ def test_architectures(name):
     found = dict(backend.score(REQUESTS))
     assert_scores(found, [plain_scores(model, *request) for request in REQUESTS])
     assert backend.packs is ARCHITECTURES[name][2]
+
+
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        ("modernbert-decoder", GROUPED),  # layers between hidden states and head
+        (
+            "recurrent_gemma",
+            GROUPED | {"head_dim": 8, "lru_width": 32, "logits_soft_cap": 2.0},
+        ),  # a cap of another name
+    ],
+)
+def test_a_head_that_is_not_known(kind, settings):
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](
+        vocab_size=VOCAB, initializer_range=0.3, pad_token_id=END, eos_token_id=END, **settings
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ValueError, match="The logits of `.*` can't be computed from its last hidden states"):
+        list(TransformersBackend(model, [END]).score(REQUESTS))
 
 
 @pytest.mark.parametrize("name", ["gemma2, window", "gemma3, window", "mistral, window"])

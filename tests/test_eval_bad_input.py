@@ -2,6 +2,7 @@
 """Bad input of an evaluation is refused before a model is loaded, with field and remedy named and no text shown."""
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from tofu_like import PEOPLE, all_texts, memorise, pairs_of, save, tofu_rows, write_lines, write_tofu
 from transformers import AutoModelForCausalLM
 
+from unlearn_eval.checkpoints import resolve_checkpoint
 from unlearn_eval.config import EvalConfig
 from unlearn_eval.evaluation import evaluate, run
 
@@ -256,6 +258,18 @@ def test_adapter_without_its_base(tokenizer, settings, tmp_path, monkeypatch, re
     refused(path, settings, "The base `.*` of the adapter `.*` can't be found .*`base_model_name_or_path`")
 
 
+@pytest.mark.parametrize(
+    "stored", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_8bit": True}]
+)
+def test_weights_that_are_quantised_already(stored, llama_path, settings, tmp_path, no_model):
+    shutil.copytree(llama_path, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
+    path, name = str(tmp_path / "model"), "8 bits" if "load_in_8bit" in stored else "gptq"
+    refused(path, settings | {"load_in_4bit": True}, f"are quantised already .{name}.: remove `load_in_4bit`")
+    assert resolve_checkpoint(path, EvalConfig([path], **settings)).precision == name
+
+
 def test_adapter_of_another_kind(llama_path, settings, tmp_path, request):
     config = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
     path = adapter(config, llama_path, tmp_path / "adapter")
@@ -297,6 +311,7 @@ OWN = [
     ),
     ([{"text": "Ana Torres"}, {"text": None}], "Row 1 of the forget dataset"),
     ([{"text": "Ana Torres"}, {"text": ""}], "Row 1 of the forget dataset: it has no counted token"),
+    ([{"text": "Ana Torres"}, {"text": "A"}], "Row 1 of the forget dataset: nothing of its text is counted"),
     (
         [{"messages": [{"role": "user", "content": "Ana Torres?"}]}],
         "Row 0 of the forget dataset: the last message is not one of the assistant",

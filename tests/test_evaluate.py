@@ -4,6 +4,7 @@
 import datetime
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 import zlib
@@ -16,6 +17,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import REFERENCE_LOGS, REPOSITORY, build_tokenizer, tiny_llama
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from plain import plain_greedy, plain_scores
 from rouge_score.rouge_scorer import RougeScorer
@@ -40,6 +42,7 @@ from unlearn_eval.backends.transformers import TransformersBackend
 from unlearn_eval.config import EvalConfig
 from unlearn_eval.evaluation import evaluate, result_folders
 from unlearn_eval.quantization import keep_quantized_weights
+from unlearn_eval.questions import load_tofu
 from unlearn_eval.rescore import rescore
 from unlearn_eval.results import METADATA, read_log
 
@@ -399,6 +402,34 @@ def test_several_models_in_one_call(target, adapters, retain_model, settings, tm
         assert read_log(Path(settings["output_dir"], Path(model).name)) == log
 
 
+def test_adapters_that_change_their_base_share_none(target, settings, tmp_path):
+    """PiSSA takes from the base what it starts with, biases replace its own: each is evaluated as alone."""
+    models = [target]
+    for name, changed in (
+        ("pissa", {"init_lora_weights": "pissa"}),
+        ("pissa2", {"init_lora_weights": "pissa", "r": 4}),
+    ):
+        model = get_peft_model(load(target), LoraConfig(target_modules=["q_proj", "down_proj"], **changed))
+        model.save_pretrained(tmp_path / name)
+        models.append(str(tmp_path / name))
+    alone = [evaluate(one, **settings | {"output_dir": str(tmp_path / f"alone{i}")}) for i, one in enumerate(models)]
+    for one, other in zip(evaluate(models, **settings), alone, strict=True):
+        assert_close(without_date(one), without_date(other), rel=1e-4)
+    # Untrained, such an adapter is the model.
+    for log in alone[1:]:
+        assert log["forget_Q_A_Prob"]["agg_value"] == pytest.approx(alone[0]["forget_Q_A_Prob"]["agg_value"], rel=1e-3)
+
+
+def test_a_base_from_the_hub_is_called_by_its_name(adapters, target, settings, tmp_path, monkeypatch):
+    """Its folder in the cache is called by a hash."""
+    shutil.copytree(adapters[0], tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "org/model"}))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: target)
+    log = evaluate(str(tmp_path / "adapter"), **settings)
+    assert log[METADATA]["adapter_of"] == "org/model"
+
+
 def test_an_adapter_is_scored_on_its_base(target, adapters, settings):
     log = evaluate(adapters[0], **settings)
     expected = Plain(PeftModel.from_pretrained(load(target), adapters[0]).eval()).aggregates()
@@ -646,6 +677,7 @@ def test_own_data_in_other_letters_here_and_there(target, own, tmp_path, caplog)
     rows[3]["answer"] = "北京"
     log = evaluate(target, forget_dataset=write_lines(tmp_path / "forget.jsonl", rows), **own)
     assert log["forget_Q_A_ROUGE"]["agg_value"] is not None
+    assert log["forget_Q_A_ROUGE"]["not_read"] == 1
     (said,) = [message for message in caplog.messages if "not written in a to z" in message]
     assert "1 of the 5 true answers of the forget set (row 3 is the first)" in said
 
@@ -710,6 +742,31 @@ def test_compare_to(target, retain_model, settings):
     assert (folder / "REPORT.html").is_file()
     content = b"\n".join(written(folder).values())
     assert not [text for text in all_texts() if text.encode() in content]
+    # A page on one model does not stay beside the result of another.
+    evaluate(retain_model, **settings | {"overwrite": True})
+    assert (folder / "REPORT.md").is_file()
+    evaluate(target, **settings | {"overwrite": True})
+    assert not list(folder.glob("REPORT.*"))
+
+
+def test_what_is_said_of_a_missing_holdout_set(data, monkeypatch, caplog):
+    """The first release of TOFU has none; a cache without it is another matter."""
+    rows = load_tofu(data, "forget01")["forget"]
+
+    def without(message):
+        def load(name, configuration, split):
+            if configuration.startswith("holdout"):
+                raise ValueError(message)
+            return Dataset.from_list([dict(row) for row in rows])
+
+        return load
+
+    for message in ("BuilderConfig 'holdout01' not found.", "Couldn't find cache for org/tofu for config 'holdout01'"):
+        monkeypatch.setattr("unlearn_eval.questions.load_dataset", without(message))
+        assert set(load_tofu("org/tofu", "forget01")) == {"forget", "retain", "ra", "wf"}
+    assert [message for message in caplog.messages if "holdout01" in message] == [
+        "holdout01 can't be loaded, and is left out: Couldn't find cache for org/tofu for config 'holdout01'"
+    ]
 
 
 @pytest.mark.parametrize("limit", [1, 4, 8, 60])

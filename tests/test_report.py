@@ -76,6 +76,8 @@ def after(before):
     }
     for name, value in new.items():
         log[name]["agg_value"] = value
+        for item in log[name].get("value_by_index", {}).values():
+            item |= {"prob": value} if "prob" in item else {"rougeL_recall": value}
     return log
 
 
@@ -141,7 +143,8 @@ def test_contents(tmp_path, before, after):
     assert not any("model_utility" in row[0] or "forget_quality" in row[0] for row in page.rows)
     for text in (
         "Token by token, the answers to be forgotten are now 6 times less likely (mean probability 0.900 before, 0.150 "
-        "after); the answers to be kept are now as likely as before (mean probability 0.800 before, 0.800 after). Asked, the "
+        "after); the answers to be kept are now as likely as before (mean probability 0.800 before, 0.800 after). Still "
+        "above half of their probability before: 0 of 2 answers to be forgotten; the likeliest is at 0.150. Asked, the "
         "model gives back 40.0 % of the words of the answers to be forgotten (before: 80.0 %).",
         "Questions: 2 to be forgotten, 5 to be kept, 3 never seen;",
         "Decoding: greedy",
@@ -216,13 +219,43 @@ def test_verdict(tmp_path, before, after, old, new, sentence):
     assert sentence in page.text
 
 
-@pytest.mark.parametrize(("p", "verb"), [(0.0499, "still tells"), (0.05, "does not tell")])
-def test_forget_quality_in_the_verdict(tmp_path, before, after, p, verb):
+@pytest.mark.parametrize(
+    ("old", "p", "says"),
+    [
+        (None, 0.0499, "still tells the model from one that never saw them (p = 0.050, line at 0.05)"),
+        (0.0499, 0.05, "no longer tells the model from one that never saw them (p = 0.050, before: 0.050"),
+        (
+            0.05,
+            0.3,
+            "says nothing: it did not tell even the model before from one that never saw them (p = 0.050, after: 0.3",
+        ),
+        (None, 0.3, "says nothing: it is not known to have told even the model before"),
+    ],
+)
+def test_forget_quality_in_the_verdict(tmp_path, before, after, old, p, says):
+    """Three questions can't tell any two models apart."""
     after["forget_quality"] = {"agg_value": p}
+    if old is not None:
+        before["forget_quality"] = {"agg_value": old}
     _, page = report(tmp_path / "new", before, after)
-    assert f"A test on the answers to be forgotten {verb} the model from one that never saw them" in page.text
+    assert f"A test on the answers to be forgotten {says}" in page.text
+    if old is not None:
+        return
     assert page.row("Forget quality")[1] == "–"
     assert "forget_quality (before: needs the retain-only model's log)" in page.text
+
+
+def test_those_who_are_remembered_are_counted(tmp_path, before, after):
+    """A mean of 0.4 may hide one answer of two that is known as before."""
+    for log, values in ((before, (0.8, 0.9)), (after, (0.4, 0.75))):
+        log["forget_Q_A_Prob"]["value_by_index"] = {str(i): {"prob": value} for i, value in enumerate(values)}
+    after["forget_Q_A_ROUGE"]["not_read"] = 1
+    _, page = report(tmp_path / "new", before, after)
+    assert "half of their probability before: 1 of 2 answers to be forgotten; the likeliest is at 0.750" in page.text
+    assert (
+        "Words given back: of the answers to be forgotten, 1 can not be read (other letters than a to z) and count as 0"
+        in page.text
+    )
 
 
 def test_other_settings_are_said(tmp_path, before, after):

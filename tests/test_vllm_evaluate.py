@@ -65,14 +65,23 @@ def test_a_4bit_base_is_served_dequantised(adapter, files, tmp_path):
     assert log["mia_min_k_plus_plus"]["agg_value"] is None
 
 
-def test_what_vllm_cant_serve_is_refused_before_anything_is_computed(smollm2, files, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ({"target_modules": ["q_proj", "lm_head"]}, "vLLM would ignore part of the adapter"),
+        ({"target_modules": ["q_proj"], "init_lora_weights": "olora"}, "vLLM can't serve the adapter `adapter`"),
+    ],
+)
+def test_what_vllm_cant_serve_is_refused_before_anything_is_computed(
+    kind, message, smollm2, files, tmp_path, monkeypatch
+):
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    lora = LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
+    lora = LoraConfig(r=2, **kind)
     get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
     AutoTokenizer.from_pretrained(smollm2).save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr(evaluation, "open_backends", None)
     settings = files | {"backend": "vllm", "score_backend": "transformers", "output_dir": str(tmp_path / "out")}
-    with pytest.raises(ValueError, match="vLLM would ignore part of the adapter"):
+    with pytest.raises(ValueError, match=message):
         evaluate(str(tmp_path / "adapter"), **settings)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from .backends import AnswerScores, GenerateRequest, ScoreRequest
+from .backends import AnswerScores, GenerateRequest
 from .backends.transformers import TransformersBackend
 from .config import EvalConfig
 from .evaluation import check_retain_log, load_rows
@@ -324,7 +324,7 @@ class TofuEvalCallback(TrainerCallback):
 
     def _score(self, backend: TransformersBackend, questions: Sequence[tuple[str, int]]) -> list[list[AnswerScores]]:
         """Scores of all answers to each question: the true one, its paraphrase, and the wrong ones."""
-        answers = [self._answers(self.sets[name], i) for name, i in questions]
+        answers = [self.sets[name].answers_of(i) for name, i in questions]
         requests = [answer for group in answers for answer in group]
         is_silent = self.trainer.args.disable_tqdm or not self.trainer.accelerator.is_local_main_process
         scored = backend.score(requests)
@@ -332,9 +332,6 @@ class TofuEvalCallback(TrainerCallback):
         # Only membership inference needs the moments: they would double what the processes exchange.
         ordered = iter(scores[index]._replace(means=None, variances=None) for index in range(len(scores)))
         return [[next(ordered) for _ in group] for group in answers]
-
-    def _answers(self, one: QuestionSet, i: int) -> list[ScoreRequest]:
-        return [one.answers[i], one.paraphrased[i], *one.perturbed[i]]
 
     def _generate(
         self, backend: TransformersBackend, questions: Sequence[tuple[str, int]]

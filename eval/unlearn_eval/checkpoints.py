@@ -1,7 +1,6 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """From the name of a model or adapter to its files, and to a loaded model."""
 
-import gc
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from .backends import AnswerScores, GenerateRequest, ScoreRequest
 from .backends.transformers import TransformersBackend
 from .config import EvalConfig
 from .fingerprint import hash_weights
+from .models import free_memory
 from .quantization import keep_quantized_weights
 
 
@@ -44,10 +44,16 @@ class Checkpoint:
             Name of its folder, or Hub id.
         folder, base (`Path`):
             Its folder and that of its base: the same one unless it is an adapter.
+        base_name (`str`):
+            Name of its base's folder, or Hub id.
+        changes_base (`bool`):
+            Whether loading the adapter changes the base's own weights, so that it can't share them.
         dtype (`str`):
             `"bfloat16"`, `"float16"` or `"float32"`.
         quantization (`dict`, *optional*):
             Arguments of [`~transformers.BitsAndBytesConfig`].
+        stored_as (`str`, *optional*):
+            Another quantisation in which the base is stored, such as `"gptq"`.
         hashes (`dict[str, str]`):
             SHA-256 of the bytes of `"weights"` (those of the base) and `"adapter"`.
     """
@@ -55,8 +61,11 @@ class Checkpoint:
     name: str
     folder: Path
     base: Path
+    base_name: str
+    changes_base: bool
     dtype: str
     quantization: dict[str, Any] | None
+    stored_as: str | None
     hashes: dict[str, str]
 
     @property
@@ -67,7 +76,16 @@ class Checkpoint:
     @property
     def engine(self) -> tuple:
         """What two checkpoints must share to share a loaded base."""
-        return self.base, self.dtype, json.dumps(self.quantization, sort_keys=True)
+        alone = self.folder if self.changes_base else None
+        return self.base, self.dtype, json.dumps(self.quantization, sort_keys=True), alone
+
+    @property
+    def precision(self) -> str | None:
+        """The quantisation in a word or two, such as `"nf4, nested"`."""
+        if self.quantization is None:
+            return self.stored_as
+        nested = ", nested" if self.quantization.get("bnb_4bit_use_double_quant") else ""
+        return self.quantization["bnb_4bit_quant_type"] + nested
 
     @property
     def eos_token_id(self) -> int | list[int] | None:
@@ -101,18 +119,19 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
         [`OSError`]: If it can't be found.
     """
     folder = _find(name, config.model_revision)
-    record, hashes, base = {}, {}, folder
+    record, hashes, base, base_name, changes_base = {}, {}, folder, name, False
     if (folder / "adapter_config.json").is_file():
         adapter = PeftConfig.from_pretrained(folder)
         if adapter.peft_type != "LORA":
             raise ValueError(
                 f"`{name}` is a {adapter.peft_type.value} adapter. Only LoRA adapters can be evaluated; merge it."
             )
+        base_name, changes_base = adapter.base_model_name_or_path, _changes_base(adapter)
         try:
-            base = _find(adapter.base_model_name_or_path, adapter.revision or "main")
+            base = _find(base_name, adapter.revision or "main")
         except OSError as error:
             raise ValueError(
-                f"The base `{adapter.base_model_name_or_path}` of the adapter `{name}` can't be found ({error}). Correct "
+                f"The base `{base_name}` of the adapter `{name}` can't be found ({error}). Correct "
                 "`base_model_name_or_path` in its adapter_config.json, or run where that path holds."
             ) from None
         if (folder / "unlearning.json").is_file():  # what UnlearningTrainer says of the run
@@ -120,7 +139,10 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
         hashes["adapter"] = hash_weights(folder)
     hashes["weights"] = hash_weights(base)
     base_config = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
-    quantization = record.get("quantization") or _stored_quantization(base_config)
+    quantization, stored_as = _stored_quantization(base_config)
+    quantization = record.get("quantization") or quantization
+    if config.load_in_4bit and stored_as is not None:
+        raise ValueError(f"The weights of `{base_name}` are quantised already ({stored_as}): remove `load_in_4bit`.")
     if config.load_in_4bit and quantization is None:  # else it is one that knows its own
         quantization = {
             "load_in_4bit": True,
@@ -134,8 +156,17 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
     )
     if quantization is not None:
         quantization = {**quantization, "bnb_4bit_compute_dtype": dtype}
-    shown = name if not Path(name).expanduser().is_dir() else folder.name
-    return Checkpoint(shown, folder, base, dtype, quantization, hashes)
+    return Checkpoint(
+        name=_shown(name, folder),
+        folder=folder,
+        base=base,
+        base_name=_shown(base_name, base),
+        changes_base=changes_base,
+        dtype=dtype,
+        quantization=quantization,
+        stored_as=stored_as,
+        hashes=hashes,
+    )
 
 
 @contextmanager
@@ -274,13 +305,6 @@ def load_base(checkpoint: Checkpoint, config: EvalConfig) -> PreTrainedModel:
     return model.eval()
 
 
-def free_memory() -> None:
-    """Give back what models that are gone have left behind, before the next one comes."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _with_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
     try:
         if isinstance(model, PeftModel):
@@ -306,7 +330,19 @@ def _find(name: str, revision: str) -> Path:
     return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
-def _stored_quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """The 4-bit quantisation in which a model was saved, if it was."""
+def _shown(name: str, folder: Path) -> str:
+    return folder.name if Path(name).expanduser().is_dir() else name
+
+
+def _changes_base(adapter: LoraConfig) -> bool:
+    """PiSSA, OLoRA and their like take from the base what they start with, and biases replace its own, for good."""
+    harmless = (True, False, "gaussian", "eva", "orthogonal")
+    return adapter.bias != "none" or adapter.init_lora_weights not in harmless
+
+
+def _stored_quantization(config: PreTrainedConfig) -> tuple[dict[str, Any] | None, str | None]:
+    """The quantisation in which a model was saved: that of bitsandbytes in 4 bits, or the name of another."""
     stored = getattr(config, "quantization_config", None) or {}
-    return dict(stored) if stored.get("load_in_4bit") else None
+    if stored.get("load_in_4bit"):
+        return dict(stored), None
+    return None, "8 bits" if stored.get("load_in_8bit") else stored.get("quant_method")

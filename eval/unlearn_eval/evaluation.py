@@ -94,6 +94,11 @@ def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
         from .backends.vllm import check_served
 
         for checkpoint in checkpoints:
+            if checkpoint.changes_base:
+                raise ValueError(
+                    f"vLLM can't serve the adapter `{checkpoint.name}`, which changes its base (`init_lora_weights` or "
+                    "`bias`). Merge it (`trl-rkld merge`), or use `--backend transformers`."
+                )
             if checkpoint.adapter is not None:  # now, not after transformers' part
                 check_served(str(checkpoint.adapter))
     retain_hash = None if retain_log is None else hash_json(retain_log)
@@ -360,8 +365,20 @@ def finish(job: Job, folder: Path, retain_log: EvalLog | None, may_be_silent: bo
     log = job.log(retain_log)
     if retain_log is not None:
         _warn_of_differences(log[METADATA], retain_log.get(METADATA))
+    _remove_report_of_another(folder, log)
     write_results(folder, log)
     return log
+
+
+def _remove_report_of_another(folder: Path, log: EvalLog) -> None:
+    """A result is overwritten: a page on the model that it was of must not lie beside the new one."""
+    path = folder / EVAL_FILE
+    if not path.is_file():
+        return
+    old, new = (one.get(METADATA, {}).get("hashes", {}) for one in (read_json(path), log))
+    if any(old.get(name) != new.get(name) for name in ("weights", "adapter", "data")):
+        for name in ("REPORT.md", "REPORT.html", "REPORT.png"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _warn_of_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> None:

@@ -121,8 +121,6 @@ class Job:
         """What tells this evaluation from another."""
         config, checkpoint = self.config, self.checkpoint
         own = config.forget_dataset is not None
-        quantization = checkpoint.quantization
-        nested = ", nested" if (quantization or {}).get("bnb_4bit_use_double_quant") else ""
         metadata = Metadata(
             model=checkpoint.name,
             forget_split="own data" if own else config.forget_split,
@@ -134,7 +132,7 @@ class Job:
             score_backend=config.score_backend,
             compat=config.compat,
             dtype=checkpoint.dtype,
-            quantization=quantization and quantization["bnb_4bit_quant_type"] + nested,
+            quantization=checkpoint.precision,
             attention=config.attn_implementation,
             seeds={"seed": config.seed},
             log_texts=config.log_texts,
@@ -148,7 +146,7 @@ class Job:
         if self.retain_hash is not None:
             metadata["hashes"]["retain_log"] = self.retain_hash
         if checkpoint.adapter is not None:
-            metadata["adapter_of"] = checkpoint.base.name
+            metadata["adapter_of"] = checkpoint.base_name
         return metadata
 
     def journal(self, backend: str) -> Journal:

@@ -176,6 +176,29 @@ def head_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Te
     )
 
 
+def check_head(model: PreTrainedModel, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """
+    Raise where the logits computed from last hidden states and head are not the model's own.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model, without its PEFT wrapper.
+        ours, theirs (`torch.Tensor`):
+            Logits of shape `(num_tokens, vocab_size)`, computed here and by the model.
+
+    Raises:
+        [`ValueError`]: If they differ by more than rounding.
+    """
+    error = (ours - theirs.float()).abs().max().item()
+    # The model multiplies its head in its own dtype: a bfloat16 logit is off by up to 1/256 of its size.
+    if not error <= 0.02 * theirs.abs().max().item() + 1e-3:
+        raise ValueError(
+            f"The logits of `{type(model).__name__}` can't be computed from its last hidden states and its "
+            f"language-model head (off by {error:.3g}): it does something in between that is not known here, or they "
+            "are not finite. This architecture is not supported."
+        )
+
+
 def _transform(config: PreTrainedConfig) -> tuple[float, float | None]:
     """Scale and soft cap of the logits."""
     return _logit_scale(config), getattr(config, "final_logit_softcapping", None)

@@ -1,9 +1,11 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
-"""A model with or without a PEFT wrapper, and its modes."""
+"""A model with or without a PEFT wrapper, its modes, and the memory that it leaves."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,3 +24,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def free_memory() -> None:
+    """Give back what models that are gone have left behind, before the next one comes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -95,7 +95,9 @@ def tokenize_question(
         prompt = question_template.replace("{question}", question)
         prompt_ids = tokenizer(prompt)["input_ids"]
         full_ids = tokenizer(prompt + answer)["input_ids"]
-        return _split(tokenizer, prompt_ids, full_ids)
+        # Tokens may merge across the border: the answer starts where the two diverge, as in TRL.
+        start = _common_prefix(prompt_ids, full_ids)
+        return TokenizedAnswer(list(full_ids[:start]), _end_once(tokenizer, full_ids[start:]))
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     prompt = [*system, {"role": "user", "content": question}]
     template_kwargs = {} if date_string is None else {"date_string": date_string}
@@ -267,13 +269,6 @@ def _common_prefix(first: list[int], second: list[int]) -> int:
     while length < min(len(first), len(second)) and first[length] == second[length]:
         length += 1
     return length
-
-
-def _split(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], full_ids: list[int]) -> TokenizedAnswer:
-    # A template may render the prompt alone differently, and tokens may merge across the border: the answer starts
-    # where the two diverge, as in TRL.
-    start = _common_prefix(prompt_ids, full_ids)
-    return TokenizedAnswer(list(full_ids[:start]), _end_once(tokenizer, full_ids[start:]))
 
 
 def _end_once(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .metrics import has_rouge_words
 from .prompts import TokenizedAnswer, prompt_open_unlearning, tokenize_open_unlearning, tokenize_question
@@ -26,6 +27,8 @@ from .records import (
 FORGET_SPLITS = ("forget01", "forget05", "forget10")
 
 Row = Mapping[str, Any]
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,11 @@ def load_configuration(dataset_name: str, configuration: str, required: bool = T
             )
         try:
             return load_dataset(dataset_name, configuration, split="train").to_list()
-        except ValueError:
+        except ValueError as error:
             if required:
                 raise
+            if "BuilderConfig" not in str(error):  # they may have it: without the Hub, its cache has not
+                logger.warning(f"{configuration} can't be loaded, and is left out: {str(error).splitlines()[0]}")
             return None
     paths = [path for path in (folder / f"{configuration}{suffix}" for suffix in LOCAL_SUFFIXES) if path.is_file()]
     if paths:
@@ -274,6 +279,11 @@ def own_questions(
     if template.compat:
         raise ValueError(f"The {name} dataset needs the columns question and answer for `compat`.")
     answers = [_tokenize_numbered(row, index, name, tokenizer, template) for index, row in enumerate(rows)]
+    references = [tokenizer.decode(answer.answer_ids, skip_special_tokens=True).strip() for answer in answers]
+    if "" in references:
+        raise ValueError(
+            f"Row {references.index('')} of the {name} dataset: nothing of its text is counted. Remove it."
+        )
     is_plain_text = not is_tokenized_here(rows[0]) and "input_ids" not in rows[0]
     return QuestionSet(
         name=name,
@@ -282,7 +292,7 @@ def own_questions(
         perturbed=None,
         prompts=None if is_plain_text else [list(answer.prompt_ids) for answer in answers],
         questions=[tokenizer.decode(answer.prompt_ids, skip_special_tokens=True) for answer in answers],
-        references=[tokenizer.decode(answer.answer_ids, skip_special_tokens=True).strip() for answer in answers],
+        references=references,
     )
 
 

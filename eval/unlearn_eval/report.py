@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .documents import Block, Heading, Items, Paragraph, Picture, Table, to_html, to_markdown
 from .metrics import MODEL_UTILITY_METRICS
 from .plots import QUALITY_LINE, STYLE
-from .results import METADATA, EvalLog, Metadata, has_items, validate_log, write_atomically
+from .results import METADATA, EvalLog, Metadata, has_items, item_values, validate_log, write_atomically
 from .rows import aggregate, retain_utility_of, split_of
 
 
@@ -72,7 +72,8 @@ FORGET = (
         "extraction_strength",
         "Completed without error",
         "lower",
-        "Share of the answer on record that the model completes without an error when shown the words before.",
+        "Share of the answer on record, its end, that the model completes without an error when shown the words before. The "
+        "last token always counts: short answers can't come near 0.",
     ),
     Number(
         "exact_memorization",
@@ -295,7 +296,7 @@ def _check_same_questions(before: EvalLog, after: EvalLog) -> None:
 
 def _blocks(before: EvalLog, after: EvalLog, values: Mapping[str, Pair], picture: Picture) -> list[Block]:
     blocks: list[Block] = [
-        Paragraph(_verdict(values), strong=True),
+        Paragraph(_verdict(before, after, values), strong=True),
         Paragraph(
             "Computed from the logs of two evaluations, of the model before and after unlearning. This report holds no text "
             "of any record."
@@ -318,6 +319,14 @@ def _blocks(before: EvalLog, after: EvalLog, values: Mapping[str, Pair], picture
         ]
         if rows:
             blocks += [Heading(group), Table(["Number", "Before", "After", "Better", "What it says"], rows, "numbers")]
+    unread = after.get("forget_Q_A_ROUGE", {}).get("not_read")
+    if unread:
+        blocks.append(
+            Paragraph(
+                f"Words given back: of the answers to be forgotten, {unread} can not be read (other letters than a to z) and count as 0, whatever "
+                "the model says."
+            )
+        )
     missing = _missing(before, after, values)
     if missing:
         blocks.append(Paragraph(f"Not measured: {'; '.join(missing)}."))
@@ -327,7 +336,7 @@ def _blocks(before: EvalLog, after: EvalLog, values: Mapping[str, Pair], picture
     return blocks
 
 
-def _verdict(values: Mapping[str, Pair]) -> str:
+def _verdict(before: EvalLog, after: EvalLog, values: Mapping[str, Pair]) -> str:
     """What the numbers say. One that is missing on either side says nothing."""
     probabilities = [
         f"the answers to be {name} are now {_likelihood(*values[metric])}"
@@ -335,22 +344,48 @@ def _verdict(values: Mapping[str, Pair]) -> str:
         if None not in values[metric]
     ]
     sentences = ["Token by token, " + "; ".join(probabilities)] if probabilities else []
+    sentences += _remembered(before, after)
     if None not in values["forget_Q_A_ROUGE"]:
         old, new = (_format(100 * value) for value in values["forget_Q_A_ROUGE"])
         sentences.append(
             f"Asked, the model gives back {new} % of the words of the answers to be forgotten (before: {old} %)"
         )
-    quality = values["forget_quality"][1]
-    if quality is not None:
-        verb = "still tells" if quality < QUALITY_LINE else "does not tell"
-        sentences.append(
-            f"A test on the answers to be forgotten {verb} the model from one that never saw them (p = {_format(quality)}, "
-            f"line at {QUALITY_LINE})"
-        )
+    sentences += _tested(*values["forget_quality"])
     return (
         ". ".join(sentences or ["The numbers below are not summed up: probabilities and words given back are missing"])
         + "."
     )
+
+
+def _remembered(before: EvalLog, after: EvalLog) -> list[str]:
+    """A mean may hide a person who is remembered as before."""
+    metric = "forget_Q_A_Prob"
+    if not (has_items(before, metric) and has_items(after, metric)):
+        return []
+    old, new = (item_values(log[metric], "prob", metric) for log in (before, after))
+    kept = sum(now > 0.5 * then for then, now in zip(old, new, strict=True))
+    return [
+        f"Still above half of their probability before: {kept} of {len(new)} answers to be forgotten; the likeliest is at "
+        f"{_format(max(new))}"
+    ]
+
+
+def _tested(old: float | None, new: float | None) -> list[str]:
+    """What forget quality says: nothing, where it could not tell the model before from one without the records."""
+    if new is None:
+        return []
+    test, line = "A test on the answers to be forgotten", f"line at {QUALITY_LINE}"
+    if new < QUALITY_LINE:
+        return [f"{test} still tells the model from one that never saw them (p = {_format(new)}, {line})"]
+    if old is not None and old < QUALITY_LINE:
+        return [
+            f"{test} no longer tells the model from one that never saw them (p = {_format(new)}, before: {_format(old)}, {line})"
+        ]
+    known = "is not known to have told" if old is None else "did not tell"
+    return [
+        f"{test} says nothing: it {known} even the model before from one that never saw them (p = {_format(old)}, after: "
+        f"{_format(new)}, {line})"
+    ]
 
 
 def _likelihood(old: float, new: float) -> str:
@@ -458,7 +493,7 @@ def _hashes(before: EvalLog, after: EvalLog) -> list[list[str]]:
     old, new = (_metadata(log).get("hashes", {}) for log in (before, after))
     return [
         [name, old.get(name, NONE), "the same" if old.get(name) == new.get(name) else new.get(name, NONE)]
-        for name in ("weights", "adapter", "data", "template")
+        for name in ("weights", "adapter", "data", "template", "retain_log")
         if name in old or name in new
     ]
 

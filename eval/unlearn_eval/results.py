@@ -62,6 +62,7 @@ class Metric(TypedDict):
     agg_value: float | None
     value_by_index: NotRequired[dict[str, ProbabilityItem | RougeItem | ScoreItem]]
     reason: NotRequired[str]
+    not_read: NotRequired[int]  # true answers that ROUGE can't read, and of which it says 0
 
 
 class ForgetQualityMetric(Metric):

@@ -39,8 +39,8 @@ def row_from_log(
         chosen (`bool`, *optional*):
             Whether this is the run's chosen epoch.
         retain_log (`EvalLog`, *optional*):
-            A valid log of the retain-only model on the same forget set: gives forget quality and D where the log has
-            none, but has truth ratios.
+            A valid log of the retain-only model on the same forget set: where the log has truth ratios, forget quality
+            and D are computed against this one. A stored p may be one against another.
 
     Returns:
         `dict[str, Any]`:
@@ -51,13 +51,11 @@ def row_from_log(
     """
     quality = log.get("forget_quality", {})
     p, ks_d = quality.get("agg_value"), quality.get("ks_d")
-    if retain_log is not None and None in (p, ks_d) and has_items(log, "forget_truth_ratio"):
+    if retain_log is not None and has_items(log, "forget_truth_ratio"):
         validate_retain_log(log, retain_log)
         ratios = (item_values(one["forget_truth_ratio"], "score", "forget_truth_ratio") for one in (log, retain_log))
         test = forget_quality(*ratios)
-        p = test["p"] if p is None else p
-        # A stored p of another retain-only model has another D.
-        ks_d = test["ks_d"] if math.isclose(p, test["p"], rel_tol=1e-6) else ks_d
+        p, ks_d = test["p"], test["ks_d"]
     return {
         "split": split_of(log),
         "method": method,

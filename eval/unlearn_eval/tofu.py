@@ -69,7 +69,7 @@ def build_log(sets: dict[str, QuestionSet], scores: dict[str, SetScores], retain
     log: EvalLog = {}
     for name, one in scores.items():
         if name != "holdout":
-            log |= _set_metrics(name, one, NO_GENERATION if sets[name].is_read_by_rouge else OTHER_LETTERS)
+            log |= _set_metrics(name, one, sets[name])
     forget = scores["forget"]
     log["exact_memorization"] = _score_metric([exact_memorization(_before_the_end(s.matches)) for s in forget.answers])
     log["extraction_strength"] = _score_metric(
@@ -83,9 +83,12 @@ def build_log(sets: dict[str, QuestionSet], scores: dict[str, SetScores], retain
     return log
 
 
-def _set_metrics(name: str, scores: SetScores, why_no_rouge: str) -> EvalLog:
+def _set_metrics(name: str, scores: SetScores, questions: QuestionSet) -> EvalLog:
     log: EvalLog = {f"{name}_Q_A_Prob": _prob_metric(scores.answers)}
-    log[f"{name}_Q_A_ROUGE"] = _null(why_no_rouge) if scores.rouge is None else _rouge_metric(scores.rouge)
+    if scores.rouge is None:
+        log[f"{name}_Q_A_ROUGE"] = _null(NO_GENERATION if questions.is_read_by_rouge else OTHER_LETTERS)
+    else:
+        log[f"{name}_Q_A_ROUGE"] = _rouge_metric(scores.rouge, len(questions.not_read_by_rouge))
     if scores.paraphrased is not None:
         log[f"{name}_Q_A_PARA_Prob"] = _prob_metric(scores.paraphrased)
     if scores.perturbed is not None:
@@ -113,11 +116,12 @@ def _prob_metric(scores: Sequence[AnswerScores] | Sequence[list[AnswerScores]]) 
     return Metric(agg_value=mean_over_items(probs), value_by_index=items)
 
 
-def _rouge_metric(items: Sequence[RougeItem]) -> Metric:
-    return Metric(
+def _rouge_metric(items: Sequence[RougeItem], num_unread: int) -> Metric:
+    metric = Metric(
         agg_value=mean_over_items([item["rougeL_recall"] for item in items]),
         value_by_index={str(i): item for i, item in enumerate(items)},
     )
+    return metric if num_unread == 0 else metric | {"not_read": num_unread}
 
 
 def _score_metric(values: Sequence[float], agg_value: float | None = None) -> Metric:

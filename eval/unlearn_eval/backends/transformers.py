@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from ..lm_head import head_logits
+from ..lm_head import check_head, head_logits
 from ..models import evaluating, without_peft
 from . import AnswerScores, GenerateRequest, ScoreRequest
 from .shared_prompt import layout, shared_prompt_attention
@@ -68,6 +68,7 @@ class TransformersBackend:
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 8192)
         self.batch_size = batch_size
         self.packs: bool | None = None  # whether questions can be packed, see `_can_pack`
+        self.is_known = False  # whether its logits were seen to be those of its head
 
     @property
     def device(self) -> torch.device:
@@ -89,11 +90,16 @@ class TransformersBackend:
         Yields:
             `tuple[int, AnswerScores]`:
                 Index of a request and its scores.
+
+        Raises:
+            [`ValueError`]: If the model computes its logits in a way that is not known here.
         """
         answers: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         for index, (prompt_ids, answer_ids) in enumerate(requests):
             answers.setdefault(tuple(prompt_ids), []).append((index, answer_ids))
         with evaluating(self.model):
+            if not self.is_known and requests:
+                self._check_head(min(requests, key=lambda request: len(request.prompt_ids) + len(request.answer_ids)))
             questions = [
                 piece
                 for prompt_ids, group in answers.items()
@@ -132,6 +138,12 @@ class TransformersBackend:
                     batch, limits, self._continue([prompts[i] for i in batch], max(limits)), strict=True
                 ):
                     yield i, self._until_end(ids[:limit])
+
+    def _check_head(self, request: ScoreRequest) -> None:
+        ids = torch.tensor([[*request.prompt_ids, *request.answer_ids]], device=self.device)
+        ours = head_logits(self.causal_lm, last_hidden_states(self.causal_lm, input_ids=ids)[0])
+        check_head(self.causal_lm, ours, self.causal_lm(input_ids=ids, use_cache=False).logits[0].to(ours.device))
+        self.is_known = True
 
     def _can_pack(self, questions: list[Question]) -> bool:
         """Whether a packed question scores as its answers do alone; else (sliding windows, recurrences) none is packed."""

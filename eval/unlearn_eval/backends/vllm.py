@@ -48,8 +48,6 @@ class VLLMBackend:
             Of the weights, such as `"bfloat16"`. vLLM's `"auto"` would make float16 of float32.
         adapters (`Sequence[str]`, *optional*, defaults to `()`):
             Folders of LoRA adapters of this model.
-        revision (`str`, *optional*):
-            Revision of the model on the Hub.
         max_model_len (`int`, *optional*, defaults to `2048`):
             Longest prompt and answer together, in tokens, plus one.
         seed (`int`, *optional*, defaults to `0`):
@@ -60,8 +58,6 @@ class VLLMBackend:
             Copies of the model.
         gpu_memory_utilization (`float`, *optional*, defaults to `0.8`):
             Share of a card's memory that the engine takes. The logits of a batch come on top of it.
-        max_num_batched_tokens (`int`, *optional*, defaults to `2048`):
-            Tokens that go through the model at once: as many rows of logits are held when scoring.
     """
 
     def __init__(
@@ -70,23 +66,20 @@ class VLLMBackend:
         end_ids: Sequence[int],
         dtype: str,
         adapters: Sequence[str] = (),
-        revision: str | None = None,
         max_model_len: int = 2048,
         seed: int = 0,
         tensor_parallel_size: int = 1,
         data_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.8,
-        max_num_batched_tokens: int = 2048,
     ):
         self.end_ids = list(end_ids)
         arguments = dict(
             model=model,
-            revision=revision,
             dtype=dtype,
             # Logits rounded to bfloat16 are off by up to 0.06.
             hf_overrides={"head_dtype": "float32"},
             max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_batched_tokens=2048,  # as many rows of logits are held when scoring
             # With it, log-probabilities of a prompt may depend on the order of requests (vllm#42019).
             enable_prefix_caching=False,
             generation_config="vllm",
