@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from conftest import FORGET, RETAIN, config, rows, tiny_llama
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig, Pr
 
 from trl_rkld import RKLDConfig, RKLDTrainer
 from trl_rkld.data import load_records
+from trl_rkld.trainer.checks import check_model
 
 
 def make(tokenizer, folder, data=None, model=None, args=None, **kwargs):
@@ -106,12 +108,6 @@ def test_settings(settings, message, tmp_path):
 def test_unknown_setting(tmp_path):
     with pytest.raises(TypeError, match="alhpa"):
         RKLDConfig(str(tmp_path), alhpa=4.0)
-
-
-@pytest.mark.parametrize("field", ["teacher_cache_dir", "augmented_output_dir"])
-def test_private_folders_inside_output_dir(field, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=f"`{field}` must not lie in `output_dir`"):
-        make(tokenizer, tmp_path, args=config(tmp_path, **{field: str(tmp_path / "output" / "x")}))
 
 
 def test_unwritable_teacher_cache(tokenizer, tmp_path):
@@ -223,12 +219,20 @@ def test_a_folder_that_is_taken(tokenizer, llama, tmp_path):
     make(tokenizer, tmp_path, args=args)
 
 
+@pytest.mark.parametrize("parent", ["~", "."])
 @pytest.mark.parametrize("name", ["teacher_cache_dir", "augmented_output_dir"])
-def test_private_folders_lie_outside_the_output(name, tokenizer, tmp_path, monkeypatch):
+def test_private_folders_lie_outside_the_output(name, parent, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    args = config(tmp_path, **{name: "~/output/inside"})
+    monkeypatch.chdir(tmp_path)
+    args = config(tmp_path, **{name: f"{parent}/output/inside"})
     with pytest.raises(ValueError, match=f"`{name}` must not lie in `output_dir`"):
         make(tokenizer, tmp_path, args=args)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_weights_in_parts(kind, llama):
+    with pytest.raises(ValueError, match=f"{kind.value} is not supported: the teacher needs whole weights"):
+        check_model(llama, kind)
 
 
 def test_no_chat_template(tokenizer, tmp_path, monkeypatch):

@@ -9,6 +9,16 @@ import pytest
 from conftest import REPOSITORY
 
 
+PEAKS = {
+    ("dense", "trained", 64): 4_000_000,
+    ("chunked", "trained", 64): 505_120,
+    ("chunked", "trained", 96): 1_007_680,
+    ("dense", "frozen", 64): 2_000_000,
+    ("chunked", "frozen", 64): 255_120,
+    ("chunked", "frozen", 96): 257_680,
+}
+
+
 @pytest.fixture
 def loss_memory(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "eval" / "benchmarks"))
@@ -20,9 +30,10 @@ def loss_memory(monkeypatch):
 
 
 def test_loss_memory_prints_its_ratios(loss_memory, monkeypatch, capsys, tmp_path):
-    # In this process, as one for each setting takes seconds; memory that was freed before hides the peaks then.
+    # In this process, as one for each setting takes seconds; memory that was freed before hides the peaks then, so
+    # that they are given.
     def measure(setting):
-        return loss_memory.measure(*setting) | {"bytes": 10**6}
+        return loss_memory.measure(*setting) | {"bytes": PEAKS[setting[:3]]}
 
     monkeypatch.setattr(loss_memory, "measure_in_own_process", measure)
     path = tmp_path / "benchmarks.csv"
@@ -31,8 +42,16 @@ def test_loss_memory_prints_its_ratios(loss_memory, monkeypatch, capsys, tmp_pat
         loss_memory.main([*sizes, "--csv", str(path)])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    ratios = {"chunked_over_dense", "flatness", "raw_flatness"}
-    assert {f"{ratio}_{head}_head" for ratio in ratios for head in ("trained", "frozen")} <= result.keys()
+    expected = {
+        "chunked_over_dense_trained_head": 505_120 / 4_000_000,
+        "chunked_over_dense_frozen_head": 255_120 / 2_000_000,
+        # Less the gradients of the hidden states, 4 · (16 + 4) bytes a token.
+        "flatness_trained_head": 2.0,
+        "flatness_frozen_head": 1.0,
+        "raw_flatness_trained_head": 1_007_680 / 505_120,
+        "raw_flatness_frozen_head": 257_680 / 255_120,
+    }
+    assert {ratio: result[ratio] for ratio in expected} == pytest.approx(expected, abs=1e-5)
     facts = {
         "device",
         "dtype",

@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 from trl import ModelConfig, SFTConfig
 
 from trl_rkld.cli import main
+from trl_rkld.compare.arguments import parse
+from trl_rkld.compare.config import TRAINED_COMMANDS
+from trl_rkld.compare.plan import make_plan
 from trl_rkld.data import tokenize_row
 from trl_rkld.methods import METHODS
 from trl_rkld.recipes_index import list_recipes, recipe_path
@@ -26,6 +29,7 @@ from trl_rkld.scripts import compare, unlearn
 from trl_rkld.scripts.dry_run import _print_sample
 from trl_rkld.scripts.loading import trainer_model_arguments
 from trl_rkld.trainer.saves_record import base_record
+from unlearn_eval import EvalConfig
 
 
 RECIPES = list_recipes()
@@ -95,9 +99,27 @@ def test_every_recipe_parses(name):
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "/config_" not in name])
-def test_every_comparison_parses(name):
+def test_every_comparison_parses(name, llama_path):
+    """And the settings of each of its jobs, with the parsers of the commands that do them."""
     path = recipe_path(name)
-    compare.make_parser().parse_args_and_config(["--config", str(path)], fail_with_unknown_args=True)
+    ours = {"model_name_or_path": llama_path, "use_cpu": True}
+    command_line = [text for key, value in ours.items() for text in (f"--{key}", str(value))]
+    (parsed,) = compare.make_parser().parse_args_and_config(
+        ["--config", str(path), *command_line], fail_with_unknown_args=True
+    )
+    jobs = make_plan(parsed)
+    assert {job.kind for job in jobs} >= {"evaluate", "unlearn"}
+    for job in jobs:
+        command = "finetune" if job.kind == "finetune" else job.settings.get("command")
+        if command == "finetune" or command in TRAINED_COMMANDS:
+            parse(command, name, job.settings["arguments"], **ours, output_dir="output")
+        if job.kind != "finetune":
+            EvalConfig(
+                model_name_or_path=[llama_path],
+                output_dir="output",
+                **job.settings["evaluation"],
+                **job.options["evaluation"],
+            )
     assert f"trl-rkld compare --config {name}" in path.read_text()
 
 

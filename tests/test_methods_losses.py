@@ -245,7 +245,7 @@ class _Spy(TrainerCallback):
         self.shapes = {}
         for path in self.folder.rglob("*.safetensors"):
             with safe_open(path, framework="pt") as file:
-                self.shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+                self.shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}
 
 
 @pytest.mark.parametrize("row", ["full", "trained adapter"])
@@ -282,7 +282,7 @@ def test_without_a_reference_there_is_no_teacher(method, llama, tokenizer, tmp_p
     trainer.train()
     assert trainer.teacher is None
     assert not (tmp_path / "teacher").exists()
-    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == trainer.evaluate(trainer.train_dataset)["eval_loss"]
+    trainer.evaluate(trainer.train_dataset)  # needs none, either
 
 
 def test_only_an_augmented_model_needs_room_for_weights(tokenizer, tmp_path):

@@ -17,7 +17,7 @@ TRAINING_COMMANDS = {method: text for method, (_, text) in METHODS.items()} | {
 COMMANDS = {
     "task-vector": "unlearn by task arithmetic, without training",
     "merge": "merge an adapter into its base (4-bit: into the dequantised base)",
-    "demo": "fine-tune, unlearn and compare a small model on the spot (a few minutes, no network)",
+    "demo": "fine-tune, unlearn and compare a small model on the spot (one to two minutes, no network)",
     "compare": "compare methods on TOFU: train, unlearn, evaluate every epoch, table and figure",
     "eval": "evaluate models and adapters on TOFU, or on records of your own",
     "rescore": "recompute the aggregates of a TOFU log from its per-item values",

@@ -82,8 +82,8 @@ def check_rows(rows: Iterable[dict[str, Any]], max_length: int | None, name: str
         check_row(row, index, max_length, name)
 
 
-def check_row(row: dict[str, Any], index: int, max_length: int | None, name: str) -> None:
-    """[`check_rows`] for the one row at `index` (`int`)."""
+def check_row(row: dict[str, Any], index: int, max_length: int | None, name: str) -> dict[str, Any]:
+    """[`check_rows`] for the one row at `index` (`int`), which is returned."""
     length = len(row["input_ids"])
     if max_length is not None and length > max_length:
         raise ValueError(
@@ -94,6 +94,7 @@ def check_row(row: dict[str, Any], index: int, max_length: int | None, name: str
         raise ValueError(
             f"Row {index} of the {name} dataset has no counted token (an empty answer?). Fill it in or remove it."
         )
+    return row
 
 
 def check_overlap(forget: Dataset, retain: Dataset) -> None:

@@ -10,6 +10,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from unlearn_eval.results import write_json
+
 
 FILE_NAME = "unlearning.json"
 
@@ -24,10 +26,7 @@ def write_record(folder: str | Path, record: dict[str, Any]) -> None:
         record (`dict`):
             The record.
     """
-    path = Path(folder) / FILE_NAME
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(Path(folder) / FILE_NAME, record)
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ import matplotlib
 
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 COLUMNS = ["run", "step", "epoch", "forget_prob", "retain_prob", "forget_loss", "retain_loss", "teacher_gap"]

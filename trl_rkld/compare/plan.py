@@ -81,7 +81,7 @@ def make_plan(config: CompareConfig) -> list[Job]:
     for split in sorted(set(config.splits)):
         plan.add_reference("retain", split)
         plan.add_reference("target", split)
-    for seed in sorted({seed for run in config.runs for seed in run["seeds"]}, key=_first_use(config)):
+    for seed in dict.fromkeys(seed for run in config.runs for seed in run["seeds"]):
         for split in sorted(set(config.splits)):
             for run in config.runs:
                 if seed in run["seeds"]:
@@ -282,11 +282,6 @@ class _Plan:
         settings = settings | {"needs": {need: hash_json(self.jobs[need].settings) for need in needs}}
         self.jobs.setdefault(name, Job(name, kind, folder, settings, needs, row, options, temporary))
         return name
-
-
-def _first_use(config: CompareConfig):
-    order = list(dict.fromkeys(seed for run in config.runs for seed in run["seeds"]))
-    return order.index
 
 
 def _slug(text: str) -> str:

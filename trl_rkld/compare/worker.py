@@ -24,7 +24,7 @@ from unlearn_eval.evaluation import run
 from unlearn_eval.results import EVAL_FILE, read_json, write_json
 
 from ..methods import method_class, script_of
-from ..run_record import ResumeError
+from ..run_record import ResumeError, checkpoints
 from .arguments import parse
 from .case_study import examine
 from .config import TRAINED_COMMANDS
@@ -96,22 +96,18 @@ def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use
 
 
 def _train(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, Any]:
+    from ..data import TEMPLATE
     from .peak import PeakCallback
 
     trainer = make_unlearning_trainer(settings, models, use_cpu)
     evaluation = settings["evaluation"]
+    shared = ("dataset_name", "max_samples", "batch_tokens", "dtype", *TEMPLATE)
     callback = PeakCallback(
         trainer,
-        dataset_name=evaluation["dataset_name"],
         forget_split=settings["forget_split"],
         retain_logs=settings["retain_logs"],
-        max_samples=evaluation.get("max_samples"),
         max_retain_samples=settings["epoch_retain_samples"],
-        system_prompt=evaluation.get("system_prompt"),
-        date_string=evaluation.get("date_string"),
-        question_template=evaluation.get("question_template"),
-        batch_tokens=evaluation.get("batch_tokens"),
-        dtype=evaluation.get("dtype", "auto"),
+        **{name: evaluation[name] for name in shared if name in evaluation},
     )
     trainer.add_callback(callback)
     try:
@@ -216,8 +212,6 @@ def _eval_config(settings: dict[str, Any], folder: Path) -> EvalConfig:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    from ..run_record import checkpoints
-
     # By its name: the Trainer would take one that was not written to its end.
     complete = checkpoints(str(folder))
     return str(complete[-1]) if complete else None

@@ -104,8 +104,8 @@ def show_plan(jobs: list[Job], estimate: Estimate, num_slots: int) -> None:
     print(f"About {in_words(total)}, {num_slots} at once. An estimate: finished jobs correct it.", flush=True)
 
 
-def make_parser(prog: str = "trl-rkld compare"):
+def make_parser():
     """The command's parser."""
     from trl import TrlParser
 
-    return TrlParser(CompareConfig, prog=prog, allow_abbrev=False)
+    return TrlParser(CompareConfig, prog="trl-rkld compare", allow_abbrev=False)

@@ -324,20 +324,11 @@ def main(output_dir: str = "outputs/demo", seed: int = 0) -> int:
     return 1 if failures(summary) else 0
 
 
-def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command's arguments; `prog` is its name in the usage line."""
-    parser = argparse.ArgumentParser(prog, description=__doc__.strip().splitlines()[0])
+def run(arguments: list[str]) -> int:
+    """Run `trl-rkld demo` with command-line `arguments`; returns its exit code."""
+    parser = argparse.ArgumentParser("trl-rkld demo", description=__doc__.strip().splitlines()[0])
     parser.add_argument(
         "--output_dir", default="outputs/demo", help="Folder for summary.json, the picture and the models."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the weights and of the order of the records.")
-    return parser
-
-
-def run(arguments: list[str]) -> int:
-    """Run `trl-rkld demo` with command-line `arguments`; returns its exit code."""
-    return main(**vars(make_parser("trl-rkld demo").parse_args(arguments)))
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    return main(**vars(parser.parse_args(arguments)))

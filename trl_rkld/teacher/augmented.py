@@ -2,10 +2,7 @@
 """The augmented ("strengthened") model: the original trained further on the forget set."""
 
 import copy
-import gc
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import use_adapter
+
+from unlearn_eval.models import free_memory
 
 from .roles import AUGMENTED, Role
 
@@ -103,9 +102,7 @@ def train_further(
             f"The augmented model's training loss is not finite after {output.global_step} steps. Lower "
             "`augmented_learning_rate`, or use `bf16=True` or float32."
         )
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
 
 
 def _forward_owners(model: nn.Module) -> list[nn.Module]:
@@ -187,9 +184,10 @@ def keep_augmented_model(role: Role, folder: str, processing_class: PreTrainedTo
     if isinstance(role.model, PeftModel):
         role.model.save_pretrained(folder, selected_adapters=[AUGMENTED])
         # PEFT puts an adapter that is not called "default" into a folder of its own.
-        for file in os.listdir(os.path.join(folder, AUGMENTED)):
-            shutil.move(os.path.join(folder, AUGMENTED, file), os.path.join(folder, file))
-        os.rmdir(os.path.join(folder, AUGMENTED))
+        adapter = Path(folder, AUGMENTED)
+        for file in adapter.iterdir():
+            file.replace(Path(folder, file.name))
+        adapter.rmdir()
     else:
         role.model.save_pretrained(folder)
     processing_class.save_pretrained(folder)

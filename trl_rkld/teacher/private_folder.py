@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from unlearn_eval.results import write_json
+
 from ..run_record import checkpoints, read_record
 
 
@@ -56,9 +58,7 @@ class PrivateFolder:
                 shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(exist_ok=True)
             self.path.chmod(0o700)
-            partial = self.path / "run.partial"
-            partial.write_text(json.dumps({"output_dir": str(self.output_dir)}))
-            partial.replace(self.path / "run.json")
+            write_json(self.path / "run.json", {"output_dir": str(self.output_dir)})
         except Timeout:
             raise RuntimeError(
                 f"Another run with `output_dir={str(self.output_dir)!r}` is going on. Wait for it, or choose another."

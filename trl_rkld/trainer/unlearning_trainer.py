@@ -1,5 +1,6 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 import copy
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -23,6 +24,7 @@ from unlearn_eval.models import without_peft
 from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
 
 from ..data import (
+    TEMPLATE,
     DataCollatorForUnlearning,
     RetainSampler,
     check_overlap,
@@ -336,14 +338,8 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         if is_tokenized_here(first_row):
             if dataset_name == "train":
                 warn_of_dates(args, self._tokenizer, first_row)
-            tokenize = partial(
-                tokenize_numbered_row,
-                name=dataset_name,
-                tokenizer=self._tokenizer,
-                system_prompt=args.system_prompt,
-                date_string=args.date_string,
-                question_template=args.question_template,
-            )
+            template = {name: getattr(args, name) for name in TEMPLATE}
+            tokenize = partial(tokenize_numbered_row, name=dataset_name, tokenizer=self._tokenizer, **template)
             dataset = dataset.map(tokenize, with_indices=True, remove_columns=list(first_row))
         # TRL prepares what is left: strings, masks, labels. Never truncated: `check_rows` raises instead.
         args_of_trl = copy.copy(args)
@@ -356,7 +352,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
             dataset = dataset.add_column("sample_id", list(ids))
             self._num_samples += len(dataset)
         else:
-            check = partial(_checked, max_length=args.max_length, name=dataset_name)
+            check = partial(check_row, max_length=args.max_length, name=dataset_name)
             dataset = dataset.map(check, with_indices=True)
         return dataset
 
@@ -397,7 +393,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
             return []
         datasets = [self.train_dataset, *self.eval_datasets()]
         if self.retain_dataset is not None and self.args.retain_loss_type == "kl":
-            epochs = range(int(self.args.num_train_epochs + 1))
+            epochs = range(math.ceil(self.args.num_train_epochs))
             if self.args.max_steps > 0 or len(epochs) * len(self.train_dataset) >= len(self.retain_dataset):
                 return [*datasets, self.retain_dataset]
             drawn = {self._retain_sampler(epoch, i) for epoch in epochs for i in range(len(self.train_dataset))}
@@ -417,7 +413,8 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         return {}
 
     def train_augmented(self, folder: Path) -> None:
-        """Train the augmented model in the trainable parameters; for methods that have one."""
+        """Train the augmented model in the trainable parameters. To be defined where `uses_augmented_model`."""
+        raise NotImplementedError
 
     def disable_dropout(self) -> None:
         """Switch off dropout, as a layer and as attention's argument."""
@@ -646,8 +643,3 @@ class _StopWhenForgotten(TrainerCallback):
 
 def _count_tokens(labels: torch.Tensor) -> torch.Tensor:
     return (labels[:, 1:] != -100).sum()
-
-
-def _checked(row: dict[str, Any], index: int, max_length: int | None, name: str) -> dict[str, Any]:
-    check_row(row, index, max_length, name)
-    return row
