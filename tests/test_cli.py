@@ -327,6 +327,11 @@ def test_finetune(adapter, data, llama_path):
         ({"eval_dataset_name": "keep.jsonl"}, "unknown key in the config file: `eval_dataset_name`"),
         ({"max_retain_samples": 0}, "`max_retain_samples=0` must be positive"),
         ({"dataset_streaming": True}, "`dataset_streaming` is for Python only"),
+        ({"chat_template_path": "x.jinja"}, "`chat_template_path` is not supported here"),
+        (
+            {"retain_dataset_name": None, "max_retain_samples": 2},
+            "`max_retain_samples` is set, and no `retain_dataset_name`",
+        ),
     ],
 )
 def test_finetune_refuses(change, message, data, llama_path):

@@ -2,7 +2,6 @@
 """Parts of `trl-rkld compare` by themselves: sharing cores, choosing an epoch, the tables and the case study."""
 
 import json
-import os
 from dataclasses import replace
 
 import compare_setup
@@ -23,7 +22,7 @@ P = "forget quality p, geometric mean (range)"
 
 
 def test_cores_are_shared(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert slots(use_cpu=True, cpu_jobs=1) == [{"CUDA_VISIBLE_DEVICES": ""}]
     assert slots(use_cpu=True, cpu_jobs=3) == [{"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}] * 3
@@ -40,6 +39,7 @@ def test_cores_are_shared(monkeypatch):
         ("1,", ["1"]),
         ("0,1,2,3", ["0", "1"]),  # of another machine: only two are there
         ("GPU-4b1f", ["GPU-4b1f"]),
+        ("MIG-4b1f,MIG-77aa,MIG-90c3", ["MIG-4b1f", "MIG-77aa", "MIG-90c3"]),
     ],
 )
 def test_a_job_a_gpu(visible, devices, monkeypatch):

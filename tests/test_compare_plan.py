@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """What `trl-rkld compare` plans, and what it refuses before the first job."""
 
+import datetime
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer
 
 from trl_rkld.cli import main
 from trl_rkld.compare.config import CompareConfig
-from trl_rkld.compare.plan import make_plan
+from trl_rkld.compare.plan import make_plan, remove_temporary
 from trl_rkld.scripts.compare import run
 
 
@@ -66,6 +67,26 @@ def test_other_augmented_model(data, tmp_path):
     assert sorted(epochs) == [4, 4, 9, 9]
     # `augment` is for the augmented models alone.
     assert all("augment" not in job.settings["arguments"] for job in jobs if job.kind == "unlearn")
+
+
+def test_a_kept_augmented_model_stays(data, tmp_path):
+    """Two comparisons share it: one that keeps none does not delete what the other keeps."""
+    keeping, other = (
+        plan_of(
+            data, tmp_path / name, runs=[{"command": "rkld"}], models_dir=str(tmp_path / "models"), keep_models=keep
+        )
+        for name, keep in (("keeping", True), ("other", False))
+    )
+    (folder,) = {job.folder for job in [*keeping, *other] if job.keep is not None}
+    for jobs in (keeping, other):
+        for job in jobs:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "done.json").touch()
+        remove_temporary(jobs)
+        assert folder.is_dir()
+    (folder / "keep").unlink()
+    remove_temporary(other)
+    assert not folder.exists()
 
 
 def test_setting_is_a_text(data, tmp_path):
@@ -258,6 +279,14 @@ ONE_RUN = [{"command": "npo"}]
         ({"max_retain_samples": -5}, "`max_retain_samples=-5`"),
         ({"epoch_retain_samples": 0}, "`epoch_retain_samples=0`"),
         ({"cpu_jobs": 0}, "`cpu_jobs=0`"),
+        ({"common": {"model_revision": "x"}}, "`model_revision` is decided by the comparison"),
+        ({"finetune": {"chat_template_path": "x.jinja"}}, "`finetune`: `chat_template_path` is decided by the comparison"),
+        ({"common": {"per_device_train_batch_size": 0}}, "`per_device_train_batch_size` must be at least 1"),
+        ({"finetune": {"gradient_accumulation_steps": 0}}, "`finetune`: `gradient_accumulation_steps` must be at least 1"),
+        ({"common": {"lr_scheduler_type": "cosine_with_min_lr"}}, "`lr_scheduler_type` or `lr_scheduler_kwargs`: .*min_lr"),
+        ({"common": {"lr_scheduler_kwargs": {"foo": 1}}}, "`lr_scheduler_type` or `lr_scheduler_kwargs`: .*foo"),
+        ({"runs": [{"command": "simnpo", "retain_coef": 8.0}]}, r"`runs\[0\]` has `retain_coef`, and no `retain`"),
+        ({"evaluation": {"date_string": datetime.date(2025, 4, 10)}}, "`evaluation` has a value that is no text.*quote it"),
         ({"evaluation": {"max_retain_samples": 0}}, "`evaluation`: `max_retain_samples=0`"),
         ({"model_name_or_path": "nowhere/nothing"}, "`model_name_or_path`: nowhere/nothing"),
         ({"target_model_name_or_path": "nowhere/nothing"}, "`target_model_name_or_path`: nowhere/nothing"),

@@ -30,6 +30,13 @@ GOOD = {"forget_prob_before": 0.9, "forget_prob_after": 0.05, "retain_prob_befor
 GOOD |= {"ks_d_target": 0.5, "ks_d_rkld": 0.2}
 
 
+def test_missing_packages_are_named_before_any_training(monkeypatch, tmp_path):
+    monkeypatch.setattr("unlearn_eval.evaluation.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="`rouge_score` is not installed"):
+        demo.main(str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name, num_people", [("forget", 4), ("retain", 12)])
 def test_each_person_has_six_whole_records(name, num_people):
     records = read_people(name)

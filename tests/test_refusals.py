@@ -362,6 +362,11 @@ def test_refusals_are_required(command, memorised, refusals_path, tmp_path):
         script.make_trainer(script_args, *parsed, forget_set=rows(FORGET))
 
 
+def test_idk_keeps_the_models_template(memorised, refusals_path, tmp_path):
+    with pytest.raises(ValueError, match="`eos_token` is not supported here: set it in the tokenizer"):
+        make("idk", memorised, refusals_path, tmp_path, eos_token="<unk>")
+
+
 def test_dpo_refuses_a_retain_set(memorised, refusals_path, tmp_path):
     with pytest.raises(ValueError, match="DPO takes no retain set.*Remove `retain_dataset_name`"):
         make("dpo", memorised, refusals_path, tmp_path, retain=RETAIN)

@@ -77,12 +77,7 @@ def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
         `list[EvalLog]`:
             A log for each `model_name_or_path`.
     """
-    report = [] if config.compare_to is None else ["matplotlib"]
-    for package in ("rouge_score", "scipy", *report):  # now, not after the scoring
-        if find_spec(package) is None:
-            raise ValueError(
-                f"`{package}` is not installed, which metrics and report need: `pip install 'trl-rkld[eval]'`."
-            )
+    check_packages("rouge_score", "scipy", *([] if config.compare_to is None else ["matplotlib"]))
     retain_log = None if config.retain_logs is None else read_log(config.retain_logs)
     rows = load_rows(config)
     if retain_log is not None:
@@ -120,6 +115,13 @@ def run(config: EvalConfig, may_be_silent: bool = False) -> list[EvalLog]:
 
     write_report(config.output_dir, before=logs[-1], after=logs[0])
     return logs[:-1]
+
+
+def check_packages(*names: str) -> None:
+    """Raise where packages are missing that metrics and pictures need: at once, not after what takes long."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(f"`{name}` is not installed: `pip install 'trl-rkld[eval]'`.")
 
 
 def _engine(job: Job) -> str:

@@ -10,6 +10,9 @@ from ..methods import script_of
 # What the comparison itself decides.
 _RESERVED = (
     "model_name_or_path",
+    "model_revision",
+    "chat_template_path",
+    "eos_token",
     "output_dir",
     "seed",
     "dataset_name",

@@ -7,10 +7,19 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    get_scheduler,
+)
 from trl import ModelConfig, get_peft_config
 
 from unlearn_eval import EvalConfig
+from unlearn_eval.evaluation import check_packages
 from unlearn_eval.job import check_lengths
 from unlearn_eval.models import without_peft
 from unlearn_eval.prompts import date_remedy
@@ -58,9 +67,7 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
         jobs (`list[Job]`):
             The plan.
     """
-    for package in ("rouge_score", "scipy", "matplotlib"):  # now, not after the first training
-        if find_spec(package) is None:
-            raise ValueError(f"`{package}` is not installed: `pip install 'trl-rkld[eval]'`.")
+    check_packages("rouge_score", "scipy", "matplotlib")  # now, not after the first training
     check_keys("`evaluation`", config.evaluation, _RESERVED)
     models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
     models |= {f"retain_model_name_or_path[{split}]": one for split, one in config.retain_model_name_or_path.items()}
@@ -97,6 +104,7 @@ def _check_settings(job: Job, config: CompareConfig, tried: set[str]) -> int | N
         where = "`finetune`" if settings["seed"] is None else "`finetune`, `augment` or the `augment` of `runs`"
         _check_template(where, settings["arguments"], config.evaluation)
         _, training_args, model_args = parse("finetune", where, settings["arguments"], **ours)
+        _check_training(where, training_args)
         for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
             if getattr(model_args, name):
                 raise ValueError(
@@ -128,6 +136,7 @@ def _check_settings(job: Job, config: CompareConfig, tried: set[str]) -> int | N
     script_args, training_args, model_args = parse(
         settings["command"], where, settings["arguments"], **ours, refusals_path=path
     )
+    _check_training(where, training_args)
     if training_args.num_train_epochs < 1 or training_args.num_train_epochs % 1:
         raise ValueError(f"{where}: `num_train_epochs` must be at least 1, and whole: one of the epochs is chosen.")
     if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
@@ -136,6 +145,18 @@ def _check_settings(job: Job, config: CompareConfig, tried: set[str]) -> int | N
     if path is not None:
         script_args.refusals()
     return training_args.max_length
+
+
+def _check_training(where: str, args: TrainingArguments) -> None:
+    """Raise on what a Trainer would fail at in its first step."""
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{where}: `{name}` must be at least 1, and is {getattr(args, name)}.")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: `lr_scheduler_type` or `lr_scheduler_kwargs`: {error}") from None
 
 
 def _check_model(where: str, model_args: ModelConfig, name: str, tried: set[str]) -> None:

@@ -1,7 +1,9 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """What a comparison is made of."""
 
+import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from unlearn_eval.questions import FORGET_SPLITS
@@ -136,6 +138,15 @@ class CompareConfig:
         for name in ("retain_model_name_or_path", "finetune", "augment", "common", "evaluation", "case_study"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"`{name}` must hold names and values, and is {getattr(self, name)!r}.")
+        for name in ("runs", "finetune", "augment", "common", "evaluation", "case_study"):
+            try:
+                json.dumps(getattr(self, name))
+            except TypeError as error:  # YAML makes a date of 2025-04-10
+                raise ValueError(
+                    f"`{name}` has a value that is no text, number, list or mapping ({error}): quote it."
+                ) from None
+        # Written down: vLLM that is installed between two starts must not make half of the numbers.
+        self.evaluation = {"backend": "transformers" if find_spec("vllm") is None else "vllm"} | self.evaluation
         for name in ("max_retain_samples", "epoch_retain_samples", "cpu_jobs"):
             value = getattr(self, name)
             if value is None and name == "max_retain_samples":
@@ -165,6 +176,15 @@ class CompareConfig:
             raise ValueError(
                 f"`target_split={self.target_split}` is smaller than {max(self.splits)}, which the target must have learnt."
             )
+        self._check_case_study()
+        self.models_dir = self.models_dir or f"{self.output_dir}/models"
+        self.runs = [self._checked(run, index) for index, run in enumerate(self.runs)]
+        names = [(run["method"], run["setting"]) for run in self.runs]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"Two `runs` are called {twice[0]}: tell them apart by `setting`.")
+
+    def _check_case_study(self) -> None:
         self.case_study = {"questions": [], "beginnings": []} | self.case_study
         if set(self.case_study) != {"questions", "beginnings"}:
             raise ValueError("`case_study` takes `questions` and `beginnings`.")
@@ -174,12 +194,6 @@ class CompareConfig:
             raise ValueError("Each of `beginnings` in `case_study` takes a `row` and a number of `words`.")
         if any(not isinstance(one["words"], int) or one["words"] < 1 for one in self.case_study["beginnings"]):
             raise ValueError("`words` of `beginnings` in `case_study` must be a number of at least 1.")
-        self.models_dir = self.models_dir or f"{self.output_dir}/models"
-        self.runs = [self._checked(run, index) for index, run in enumerate(self.runs)]
-        names = [(run["method"], run["setting"]) for run in self.runs]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"Two `runs` are called {twice[0]}: tell them apart by `setting`.")
 
     def _checked(self, run: dict[str, Any], index: int) -> dict[str, Any]:
         if not isinstance(run, dict) or not isinstance(run.get("augment", {}), dict):
@@ -192,6 +206,11 @@ class CompareConfig:
         run = {"method": command.replace("-", "_"), "setting": None, "retain": "none", "seeds": self.seeds} | run
         if run["retain"] not in RETAIN_TERMS:
             raise ValueError(f"`runs[{index}]` has `retain: {run['retain']!r}`: use one of {', '.join(RETAIN_TERMS)}.")
+        if run["retain"] == "none" and "retain_coef" in run:
+            raise ValueError(
+                f"`runs[{index}]` has `retain_coef`, and no `retain`: set it to nll or kl, or remove both."
+            )
+        run["method"] = str(run["method"])
         if run["setting"] is not None:
             run["setting"] = str(run["setting"])  # such as `setting: 8.0`
         if "augment" in run and not uses_augmented_model(command):

@@ -14,7 +14,7 @@ from .config import CompareConfig, uses_augmented_model
 
 
 JOB_FILE, HISTORY_FILE, DONE_FILE = "job.json", "history.json", "done.json"
-TASK_FILE, LOG_FILE = "task.json", "log.txt"
+TASK_FILE, LOG_FILE, KEEP_FILE = "task.json", "log.txt", "keep"
 
 # Settings of the evaluation that decide no number: what does not fit into memory may go on in smaller batches.
 _HOW_COMPUTED = {
@@ -45,8 +45,8 @@ class Job:
             The columns by which its result is known in the table; models have none.
         options (`dict`, *optional*):
             What may differ from an earlier start: what is kept, and how it is computed.
-        temporary (`bool`, *optional*, defaults to `False`):
-            Whether its result goes when no other job needs it any more: an augmented model.
+        keep (`bool`, *optional*):
+            Of an augmented model: whether it stays when no other job needs it any more. `None` of all else, which does.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Job:
     needs: tuple[str, ...] = ()
     row: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
-    temporary: bool = False
+    keep: bool | None = None
 
     @property
     def is_done(self) -> bool:
@@ -113,7 +113,11 @@ def remove_temporary(jobs: list[Job]) -> None:
     """Delete the augmented models that no job needs any more: they know the forget set better than any other model."""
     needed = {need for job in left_to_do(jobs) for need in job.needs}
     for job in jobs:
-        if job.temporary and job.folder.is_dir() and job.name not in needed:
+        if job.keep is None or not job.folder.is_dir():
+            continue
+        if job.keep:
+            (job.folder / KEEP_FILE).touch()  # another comparison may share it, and keep none
+        elif job.name not in needed and not (job.folder / KEEP_FILE).exists():
             (job.folder / DONE_FILE).unlink(missing_ok=True)  # half removed, it must not be taken for a whole one
             shutil.rmtree(job.folder)
 
@@ -261,8 +265,8 @@ class _Plan:
             "contents": self._contents(self.config.dataset_name, self._given("target", split)),
         }
         name = f"augmented-{split}-seed{seed}-{hash_json(arguments)[:8]}"
-        temporary = not self.config.keep_models
-        return self._add(f"model-{name}", "finetune", self.models_dir / name, settings, (target,), temporary=temporary)
+        keep = self.config.keep_models
+        return self._add(f"model-{name}", "finetune", self.models_dir / name, settings, (target,), keep=keep)
 
     def _sets(self, forget_split: str | None, retain_split: str | None) -> dict[str, Any]:
         """What a job trains on, as [`training_sets`] takes it."""
@@ -276,11 +280,11 @@ class _Plan:
             self.hashes[path] = hash_contents(Path(path))
         return [self.hashes[path] for path in local]
 
-    def _add(self, name, kind, folder, settings, needs, row=None, options=None, temporary=False) -> str:
+    def _add(self, name, kind, folder, settings, needs, row=None, options=None, keep=None) -> str:
         needs = tuple(dict.fromkeys(need for need in needs if need is not None))
         # What it is made from is part of what it is.
         settings = settings | {"needs": {need: hash_json(self.jobs[need].settings) for need in needs}}
-        self.jobs.setdefault(name, Job(name, kind, folder, settings, needs, row, options, temporary))
+        self.jobs.setdefault(name, Job(name, kind, folder, settings, needs, row, options, keep))
         return name
 
 

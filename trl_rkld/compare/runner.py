@@ -39,12 +39,14 @@ def slots(use_cpu: bool, cpu_jobs: int) -> list[Slot]:
     if use_cpu or not torch.cuda.is_available():
         slot = {"CUDA_VISIBLE_DEVICES": ""}
         if cpu_jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-            slot["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // cpu_jobs))
+            slot["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // cpu_jobs))
         return [slot] * cpu_jobs
     count = torch.cuda.device_count()  # the variable may name more than there are
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     devices = [device.strip() for device in visible.split(",") if device.strip()]
-    return [{"CUDA_VISIBLE_DEVICES": device} for device in devices[:count]]
+    if not visible.startswith("MIG-"):  # of these a process sees only one
+        devices = devices[:count]
+    return [{"CUDA_VISIBLE_DEVICES": device} for device in devices]
 
 
 def run_jobs(jobs: list[Job], free: list[Slot], on_done: Callable[[Job, float], Any]) -> list[Job]:

@@ -39,6 +39,9 @@ class RecordScriptArguments(ScriptArguments):
             raise ValueError(
                 f"`max_retain_samples={self.max_retain_samples}` must be positive. To keep nothing, remove `retain_dataset_name`."
             )
+        for name in ("retain_dataset_config", "max_retain_samples"):
+            if getattr(self, name) is not None and self.retain_dataset_name is None:
+                raise ValueError(f"`{name}` is set, and no `retain_dataset_name`: nothing would be kept. Set it, too.")
 
     def forget_set(self):
         """Load the forget set."""

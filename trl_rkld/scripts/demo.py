@@ -26,7 +26,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, ProgressCallback, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from unlearn_eval.evaluation import evaluate
+from unlearn_eval.evaluation import check_packages, evaluate
 from unlearn_eval.plots import RETAIN_ONLY, TARGET, write_plots
 from unlearn_eval.prompts import tokenize_question
 from unlearn_eval.results import EvalLog
@@ -276,6 +276,7 @@ def main(output_dir: str = "outputs/demo", seed: int = 0) -> int:
             Exit code: 0 if the model forgot whom it should and kept the others.
     """
     start = time.perf_counter()
+    check_packages("rouge_score", "scipy", "matplotlib")
     # Such small matrices gain little by a second thread; on a busy machine, threads lose much waiting for each other.
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

@@ -25,7 +25,11 @@ def make_trainer(script_args, training_args, model_args, forget_set=None, retain
     from trl import SFTTrainer
 
     from trl_rkld.data import TEMPLATE, tokenize_rows
-    from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
+    from trl_rkld.scripts.loading import (
+        check_template_is_the_models,
+        trainer_model_arguments,
+        trainer_tokenizer,
+    )
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
     from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
@@ -33,6 +37,7 @@ def make_trainer(script_args, training_args, model_args, forget_set=None, retain
     class FinetuneTrainer(SavesRecord, SFTTrainer):
         pass
 
+    check_template_is_the_models(training_args)
     warn_slow_bfloat16(training_args)
     tokenizer = trainer_tokenizer(model_args, training_args)
     template = {name: getattr(script_args, name) for name in TEMPLATE}

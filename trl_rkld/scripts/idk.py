@@ -27,13 +27,18 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
 
     from trl_rkld.data import TEMPLATE, RetainSampler, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
-    from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
+    from trl_rkld.scripts.loading import (
+        check_template_is_the_models,
+        trainer_model_arguments,
+        trainer_tokenizer,
+    )
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
 
     class IDKTrainer(SavesRecord, SFTTrainer):
         _name = "IDK"
 
+    check_template_is_the_models(training_args)
     warn_slow_bfloat16(training_args)
     refusing = refused(question_answers(forget_set, "forget"), script_args.refusals(), training_args.seed)
     tokenizer = trainer_tokenizer(model_args, training_args)

@@ -92,6 +92,13 @@ def check_model_arguments(model_args: ModelConfig) -> None:
         raise ValueError("4-bit weights can't be trained whole. Set `use_peft`, or remove `load_in_4bit`.")
 
 
+def check_template_is_the_models(training_args: SFTConfig) -> None:
+    """Raise on another template or end of turn: TRL would exchange them after the records are tokenised here."""
+    for name in ("chat_template_path", "eos_token"):
+        if getattr(training_args, name) is not None:
+            raise ValueError(f"`{name}` is not supported here: set it in the tokenizer of `model_name_or_path`.")
+
+
 def read_adapter(model_args: ModelConfig) -> tuple[str, PeftConfig, dict[str, Any]]:
     """
     What an adapter stands on.

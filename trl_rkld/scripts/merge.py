@@ -83,7 +83,7 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype | None = None) -> to
     model = AutoModelForCausalLM.from_pretrained(peft_config.base_model_name_or_path, **kwargs)
     dtype = dtype or model.dtype
     if is_quantized(model):
-        model = model.dequantize()
+        model = model.dequantize().cpu()  # in float32 it may not fit the card that its 4 bits do
     # The merge itself is done in float32, so that it is rounded once.
     model = PeftModel.from_pretrained(model.float(), adapter).merge_and_unload(progressbar=True, safe_merge=True)
     partial = output.with_name(f"{output.name}.partial")
