@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import DistributedType
 from conftest import FORGET, RETAIN, config, rows, tiny_llama
 from datasets import Dataset
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoHaConfig, LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig, ProcessorMixin
 
 from trl_rkld import RKLDConfig, RKLDTrainer
@@ -86,6 +86,7 @@ def test_overlap(tokenizer, tmp_path):
         ({"packing": True}, "`packing` and `padding_free` are not supported"),
         ({"padding_free": True}, "`packing` and `padding_free` are not supported"),
         ({"use_liger_kernel": True}, "`use_liger_kernel` is not supported"),
+        ({"torch_compile": True}, "`torch_compile` is not supported"),
         ({"bf16_full_eval": True}, "`bf16_full_eval` and `fp16_full_eval` would round the weights"),
         ({"assistant_only_loss": True}, "`assistant_only_loss=True`"),
         ({"beta": 0.5}, "`beta` must be 1.0"),
@@ -130,6 +131,12 @@ def test_full_disk(tokenizer, tmp_path, monkeypatch):
         (PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "virtual tokens"),
         (LoraConfig(init_lora_weights="pissa"), "With `init_lora_weights='pissa'`"),
         (LoraConfig(init_lora_weights=False), "With `init_lora_weights=False`"),
+        (LoHaConfig(init_weights=False), "With `init_weights=False`"),
+        (AdaLoraConfig(total_step=10), "AdaLoRA, and LoRA with `alora_invocation_tokens`, are not supported"),
+        (
+            LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[5]),
+            "AdaLoRA, and LoRA with `alora_invocation_tokens`",
+        ),
         (LoraConfig(target_modules=["q_proj"], bias="all"), "Leave the PEFT config's `bias` at 'none'"),
         (LoraConfig(target_modules=["q_proj", "lm_head"]), "lm_head"),
         (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "Remove `lm_head`"),

@@ -10,9 +10,9 @@ import pytest
 import torch
 import trl
 from conftest import FORGET, RETAIN, build_tokenizer, config, history, rows, tiny_llama
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value, load_dataset
 
-from trl_rkld import RKLDTrainer
+from trl_rkld import GradDiffConfig, GradDiffTrainer, RKLDTrainer
 from trl_rkld.data import DataCollatorForUnlearning, RetainSampler, load_records
 from unlearn_eval.prompts import tokenize_conversation, tokenize_question
 
@@ -93,6 +93,40 @@ def test_tokenised_data(tokenizer, llama, tmp_path):
     assert sample["labels"] == [-100, -100, 7, 8]
     sample = prepared(tokenizer, llama, tmp_path, [{"input_ids": [5, 6, 7, 8], "assistant_masks": [0, 0, 0, 1]}])
     assert sample["labels"] == [-100, -100, -100, 8]
+    sample = prepared(tokenizer, llama, tmp_path, [{"input_ids": [5, 6, 7, 8], "completion_mask": [0, 0, 1, 1]}])
+    assert sample["labels"] == [-100, -100, 7, 8]
+
+
+def test_columns_of_mixed_kinds_are_never_quoted(tokenizer, llama, tmp_path):
+    """As `datasets` reads them; with types inferred anew Arrow would show a value that does not fit."""
+    lines = [{"question": q, "answer": a, "meta": m} for (q, a), m in zip(FORGET, [1, "SECRET", 2, 3, 4], strict=True)]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = load_dataset(
+        "json", data_files=str(tmp_path / "mixed.jsonl"), cache_dir=str(tmp_path / "cache"), split="train"
+    )
+    trainer = RKLDTrainer(llama, args=config(tmp_path), train_dataset=data, processing_class=tokenizer)
+    assert len(trainer.train_dataset) == len(FORGET)
+
+
+def test_sets_of_other_integers(tokenizer, llama, tmp_path):
+    """Data frames have wide ones, tokenizers narrow ones; a column of the user's own is none of ours."""
+    ids = [tokenizer(answer)["input_ids"] for _, answer in RETAIN]
+    wide = Dataset.from_dict(
+        {"input_ids": ids, "labels": ids}, Features({name: List(Value("int64")) for name in ("input_ids", "labels")})
+    )
+    trainer = RKLDTrainer(
+        llama,
+        args=config(tmp_path, retain_loss_type="kl", eval_strategy="epoch", num_train_epochs=1),
+        train_dataset=rows(FORGET),
+        retain_dataset=wide,
+        eval_dataset=wide,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    args = config(tmp_path, GradDiffConfig)
+    trainer = GradDiffTrainer(llama, args=args, train_dataset=rows(FORGET), processing_class=tokenizer)
+    own = rows(FORGET).add_column("sample_id", [9] * len(FORGET))
+    assert trainer.evaluate(own)["eval_loss"] == pytest.approx(trainer.evaluate(trainer.train_dataset)["eval_loss"])
 
 
 def test_system_prompt_and_question_template(tokenizer, llama, tmp_path):

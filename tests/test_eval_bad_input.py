@@ -270,6 +270,13 @@ def test_weights_that_are_quantised_already(stored, llama_path, settings, tmp_pa
     assert resolve_checkpoint(path, EvalConfig([path], **settings)).precision == name
 
 
+def test_an_adapter_that_needs_pefts_own_forward_pass(llama_path, settings, tmp_path, request):
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[5, 6])
+    path = adapter(config, llama_path, tmp_path / "adapter")
+    request.getfixturevalue("no_model")
+    refused(path, settings, "is an activated LoRA .*can't be evaluated")
+
+
 def test_adapter_of_another_kind(llama_path, settings, tmp_path, request):
     config = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
     path = adapter(config, llama_path, tmp_path / "adapter")

@@ -68,6 +68,23 @@ def oracle_loss(student, original, augmented, scale, softcap, beta):
     return (np.exp(log_t) * (log_t - log_s)).sum()
 
 
+def test_gradients_of_half_precision_meet_the_loss_scaler_first():
+    """Those of saturated tokens are too small for float16: they are rounded only after they have been scaled up."""
+    (student, original, augmented), labels = make_roles(torch.float16, shared=True)
+    near, scale, gradients = original.hidden_states + 0.01 * student.hidden_states, 65536, []
+    for dtype in (torch.float16, torch.float32):
+        head = LMHead(4 * original.head.weight.to(dtype))
+        hidden = near.to(dtype).clone().requires_grad_()
+        others = [HeadInput(role.hidden_states.to(dtype), head) for role in (original, augmented)]
+        loss = chunked_divergence(HeadInput(hidden, head), *others, labels, alpha=0.0, beta=1.0).loss
+        (scale * loss).backward()
+        gradients.append(hidden.grad.double() / scale)
+    half, full = gradients
+    small = full.abs() < 2**-25  # half of the smallest number of float16
+    assert small.sum() > 10
+    torch.testing.assert_close(half[small], full[small], rtol=0.05, atol=2**-40)
+
+
 def test_direction_by_hand():
     # Student (0.9, 0.1), teacher (0.5, 0.5). Reverse: 0.9 ln 1.8 + 0.1 ln 0.2; forward: 0.5 ln(5/9) + 0.5 ln 5.
     student = torch.tensor([[math.log(0.9), math.log(0.1)]])

@@ -13,6 +13,7 @@ from trl.trainer.utils import create_model_from_path
 
 from trl_rkld import RKLDTrainer
 from trl_rkld.run_record import read_record
+from trl_rkld.teacher.prepare import load_like
 
 
 PRECISIONS = {
@@ -258,6 +259,14 @@ def test_copies_of_an_adapter_leave_the_base_alone(precompute_teacher, llama, to
     trainer.train()
     assert abs(history(trainer, "loss")[0][0]) < 1e-6
     assert all(torch.equal(p, base[name]) for name, p in trainer.model.named_parameters() if name in base)
+
+
+def test_an_augmented_model_attends_as_the_student_does(llama_path, tmp_path):
+    """Other kernels leave other digits (Gemma 2's soft cap is not in all), and α multiplies the difference."""
+    for attention in ("eager", "sdpa"):
+        student = AutoModelForCausalLM.from_pretrained(llama_path, attn_implementation=attention)
+        assert load_like(llama_path, student, None).config._attn_implementation == attention
+    assert load_like(llama_path, student, {"attn_implementation": "eager"}).config._attn_implementation == "eager"
 
 
 def test_dropout_kept_on(llama_path, tokenizer, forget_set, retain_set, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from conftest import FORGET, RETAIN, config, history, rows, tiny_llama
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
 from trl_rkld import RKLDConfig, RKLDTrainer
@@ -317,6 +317,24 @@ def test_private_folder(precompute_teacher, name, tokenizer, tmp_path, monkeypat
     files = list(folder.glob("*.safetensors"))
     assert [path.name for path in files] == [f"{name}.safetensors"]
     assert stat.S_IMODE(files[0].stat().st_mode) == 0o600
+
+
+def test_callbacks_that_upload_the_model_save_the_student_alone(llama_path, tokenizer, tmp_path):
+    """As W&B's does where `WANDB_LOG_MODEL` is set: a live teacher's adapters are still there."""
+
+    class Uploads(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            assert "augmented" in model.peft_config
+            Trainer(model=model, args=TrainingArguments(str(tmp_path / "x"), use_cpu=True)).save_model(
+                tmp_path / "upload"
+            )
+
+    trainer = lora_trainer(llama_path, tokenizer, tmp_path, precompute_teacher=False, max_steps=1)
+    trainer.add_callback(Uploads())
+    trainer.train()
+    assert (tmp_path / "upload" / "adapter_model.safetensors").is_file()
+    assert not [path for path in (tmp_path / "upload").iterdir() if path.is_dir()]
+    assert "save_pretrained" not in vars(trainer.model)
 
 
 def test_weights_that_are_put_aside_are_private(llama, tmp_path):

@@ -23,7 +23,8 @@ TEMPLATE = ("system_prompt", "date_string", "question_template")
 
 def in_memory(dataset: Dataset) -> Dataset:
     """Copy a data set away from the disk cache, so that what is derived from it is not cached on disk either."""
-    return Dataset.from_list(dataset.to_list()) if dataset.cache_files else dataset
+    # Types that are inferred anew may not fit, and Arrow's errors quote values.
+    return Dataset.from_list(dataset.to_list(), dataset.features) if dataset.cache_files else dataset
 
 
 def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **kwargs) -> dict[str, list[int]]:

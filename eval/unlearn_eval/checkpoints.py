@@ -126,6 +126,8 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
             raise ValueError(
                 f"`{name}` is a {adapter.peft_type.value} adapter. Only LoRA adapters can be evaluated; merge it."
             )
+        if adapter.alora_invocation_tokens is not None:
+            raise ValueError(f"`{name}` is an activated LoRA (`alora_invocation_tokens`), which can't be evaluated.")
         base_name, changes_base = adapter.base_model_name_or_path, _changes_base(adapter)
         try:
             base = _find(base_name, adapter.revision or "main")

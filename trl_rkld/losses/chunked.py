@@ -243,8 +243,9 @@ class _HeadGradients:
             self.bias += grad.sum(0)
 
     def result(self) -> tuple[torch.Tensor | None, ...]:
-        grads = zip((self.hidden, self.weight, self.bias), self.tensors, strict=True)
-        return tuple(None if grad is None else grad.to(tensor.dtype) for grad, tensor in grads)
+        """That of the hidden states in float32: in float16 it would be 0 before a loss scaler comes to it."""
+        grads = zip((self.weight, self.bias), self.tensors[1:], strict=True)
+        return self.hidden, *(None if grad is None else grad.to(tensor.dtype) for grad, tensor in grads)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -271,6 +272,7 @@ class _ChunkedLoss(torch.autograd.Function):
             loss[rows], grad, entropy[rows], gap[rows] = score(log_probs, rows)
             if grads.any_needed:
                 grads.add(rows, grad, logits)
+        ctx.dtype = hidden_states.dtype
         ctx.save_for_backward(*grads.result())
         ctx.mark_non_differentiable(label_log_probs, entropy, gap)
         return loss.sum(), label_log_probs, entropy, gap
@@ -278,8 +280,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         # In place: each backward pass consumes the saved gradients once, and a second copy of the head's is large.
-        grads = tuple(None if grad is None else grad.mul_(grad_loss) for grad in ctx.saved_tensors)
-        return *grads, None, None, None, None
+        hidden, *head = (None if grad is None else grad.mul_(grad_loss) for grad in ctx.saved_tensors)
+        return None if hidden is None else hidden.to(ctx.dtype), *head, None, None, None, None
 
 
 class _LabelLogProbs(torch.autograd.Function):
@@ -311,4 +313,5 @@ class _LabelLogProbs(torch.autograd.Function):
             # ∂ log π(y) / ∂z = onehot(y) − π
             grad = logits.softmax(-1).mul_(-weights)
             grads.add(rows, grad.scatter_add_(-1, labels[rows, None], weights), logits)
-        return *grads.result(), None, None
+        hidden, *head = grads.result()
+        return None if hidden is None else hidden.to(hidden_states.dtype), *head, None, None

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -309,7 +309,9 @@ def load_like(path_or_id: str, model: PreTrainedModel | PeftModel, init_kwargs: 
             The model, frozen.
     """
     causal_lm = without_peft(model)
-    kwargs = dict(init_kwargs or {}) | {"dtype": causal_lm.dtype} | device_map_kwargs()
+    # Of another attention the logits differ, and α multiplies that.
+    kwargs = {"attn_implementation": causal_lm.config._attn_implementation} | dict(init_kwargs or {})
+    kwargs |= {"dtype": causal_lm.dtype} | device_map_kwargs()
     if is_quantized(causal_lm):
         kwargs["quantization_config"] = causal_lm.hf_quantizer.quantization_config
     base = _base_of(path_or_id)
@@ -328,17 +330,26 @@ def device_map_kwargs() -> dict[str, None]:
 
 def check_initialisation(peft_config: PeftConfig) -> None:
     """Raise where a new adapter is not the identity on the base model, or is made by changing the base model."""
-    initialisation = getattr(peft_config, "init_lora_weights", True)
+    name = "init_lora_weights" if isinstance(peft_config, LoraConfig) else "init_weights"  # of LoHa, LoKr, OFT, …
+    initialisation = getattr(peft_config, name, True)
     if initialisation not in (True, "gaussian"):
         raise ValueError(
-            f"With `init_lora_weights={initialisation!r}` a new adapter is no identity, or the base weights change: with "
-            "the adapter off, the model would not be the original one. Use the default."
+            f"With `{name}={initialisation!r}` a new adapter is no identity, or the base weights change: with "
+            f"the adapter off, the model would not be the original one. Use `{name}=True`."
         )
-    check_bias(peft_config)
+    check_adapter(peft_config)
 
 
-def check_bias(peft_config: PeftConfig) -> None:
-    """Raise where an adapter trains biases of the base model, which stay when it is off."""
+def check_adapter(peft_config: PeftConfig) -> None:
+    """
+    Raise where an adapter trains biases of the base model, which stay when it is off, or works in the forward pass of
+    PEFT's wrapper, which the losses go around.
+    """
+    if peft_config.peft_type == PeftType.ADALORA or getattr(peft_config, "alora_invocation_tokens", None) is not None:
+        raise ValueError(
+            "AdaLoRA, and LoRA with `alora_invocation_tokens`, are not supported: they need PEFT's own forward pass. Use "
+            "plain LoRA."
+        )
     if getattr(peft_config, "bias", "none") != "none":
         raise ValueError(
             f"With `bias={peft_config.bias!r}` the base model's biases are trained, and with the adapter off the model "

@@ -229,4 +229,4 @@ def check_logits(role: Role, batch: dict[str, torch.Tensor], accelerator: Accele
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).logits
     theirs = logits[:, :-1][batch["labels"][:, 1:] != -100]
-    check_head(role.causal_lm, ours.head.logits(ours.hidden_states), theirs)
+    check_head(role.causal_lm, ours.head.logits(ours.hidden_states).to(theirs.device), theirs)

@@ -23,7 +23,7 @@ from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
 from ..losses import lm_head_of
 from ..run_record import read_record
-from ..teacher.prepare import check_bias, check_initialisation
+from ..teacher.prepare import check_adapter, check_initialisation
 from .unlearning_config import UnlearningConfig
 
 
@@ -131,7 +131,7 @@ def check_model(model: PreTrainedModel | PeftModel, distributed_type: Distribute
     lm_head_of(causal_lm)
     if isinstance(model, PeftModel):
         name = student_adapter(model)
-        check_bias(model.active_peft_config)
+        check_adapter(model.active_peft_config)
         others = [n for n, p in model.named_parameters() if p.requires_grad and f".{name}." not in f"{n}."]
         if others:
             raise ValueError(

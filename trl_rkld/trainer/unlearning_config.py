@@ -197,6 +197,10 @@ class UnlearningConfig(SFTConfig):
                 "`use_liger_kernel` is not supported: it would change the model between the original's states and the augmented "
                 "model's. The loss never builds the logits anyway."
             )
+        if self.torch_compile:
+            raise ValueError(
+                "`torch_compile` is not supported: the losses go around the compiled forward pass. Remove it."
+            )
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("`bf16_full_eval` and `fp16_full_eval` would round the weights. Use `bf16` or `fp16`.")
         if self.retain_loss_type not in ("nll", "kl"):

@@ -4,14 +4,15 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.training_args import TrainingArguments
@@ -61,6 +62,8 @@ from .unlearning_config import UnlearningConfig
 
 
 logger = get_logger(__name__)
+
+_COLUMNS = ["input_ids", "labels", "sample_id"]
 
 # The verdict at the end of a run is a mean over at most this many samples of each set.
 _VERDICT_SAMPLES = 400
@@ -270,11 +273,11 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         # Through the wrapper's forward, so that DDP sees the parameters that the loss uses.
         unwrapped = self.accelerator.unwrap_model(model)
         forget = self._forward_redirection(model, unwrapped, partial(self.forget_losses, unwrapped), inputs)
-        loss = forget.loss / num_items[0].clamp(min=1)
+        loss = forget.loss.to(num_items.device) / num_items[0].clamp(min=1)
         self._record(mode, "forget", forget, inputs)
         if retain_inputs:
             retain = self._forward_redirection(model, unwrapped, partial(self.retain_losses, unwrapped), retain_inputs)
-            loss = loss + self.args.retain_coef * retain.loss / num_items[1].clamp(min=1)
+            loss = loss + self.args.retain_coef * retain.loss.to(num_items.device) / num_items[1].clamp(min=1)
             self._record(mode, "retain", retain, retain_inputs)
         if not torch.isfinite(loss):
             culprit = "student" if torch.isfinite(forget.teacher_entropy).all() else "teacher"
@@ -329,7 +332,9 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         check_is_text(processing_class)
         first_row = next(iter(dataset))
-        if self._is_constructed and "sample_id" in first_row:  # `evaluate` prepares what it is given, ours again, too
+        if (
+            self._is_constructed and list(first_row) == _COLUMNS
+        ):  # `evaluate` prepares what it is given, ours again, too
             return dataset
         check_columns(first_row, args.dataset_text_field, dataset_name)
         if isinstance(dataset, Dataset):
@@ -344,9 +349,11 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         # TRL prepares what is left: strings, masks, labels. Never truncated: `check_rows` raises instead.
         args_of_trl = copy.copy(args)
         args_of_trl.max_length, args_of_trl.dataset_num_proc = None, None
+        self.completion_only_loss = True  # of tokenised rows, too: TRL asks the first of the forget set only
         dataset = super()._prepare_dataset(dataset, processing_class, args_of_trl, False, None, dataset_name)
-        dataset = dataset.select_columns(["input_ids", "labels"])
+        dataset = dataset.select_columns(_COLUMNS[:2])
         if isinstance(dataset, Dataset):
+            dataset = dataset.cast(Features({name: List(Value("int64")) for name in _COLUMNS[:2]}))
             check_rows(dataset, args.max_length, dataset_name)
             ids = range(self._num_samples, self._num_samples + len(dataset))
             dataset = dataset.add_column("sample_id", list(ids))
@@ -426,6 +433,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         checkpoint = complete_checkpoint(self.args.output_dir, resume_from_checkpoint)
         with ExitStack() as stack:
+            stack.enter_context(self._saving_the_student_alone())
             # Before the Trainer loads the checkpoint: the model is still the original one.
             batch = self._first_batch()
             check_logits(Role(self.model), batch, self.accelerator)
@@ -578,13 +586,8 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         output_dir = Path(output_dir if output_dir is not None else self.args.output_dir)
         partial_dir = output_dir / "_partial"
         shutil.rmtree(partial_dir, ignore_errors=True)
-        if self.student_adapter is not None:
-            # PEFT would save a live teacher's adapters, too.
-            self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=[self.student_adapter])
-        try:
+        with self._saving_the_student_alone():
             super()._save(str(partial_dir), state_dict)
-        finally:
-            self.model.__dict__.pop("save_pretrained", None)
         write_record(partial_dir, self._run_record())
         (partial_dir / "README.md").unlink(missing_ok=True)  # PEFT's blank card would replace ours
         for path in partial_dir.iterdir():
@@ -595,6 +598,18 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         partial_dir.rmdir()
         if output_dir == Path(self.args.output_dir):
             self.create_model_card()
+
+    @contextmanager
+    def _saving_the_student_alone(self) -> Iterator[None]:
+        """PEFT would save a live teacher's adapters, too, and so would callbacks that upload the model (W&B, DVCLive)."""
+        with ExitStack() as stack:
+            if self.student_adapter is not None:
+                attributes = self.model.__dict__
+                stack.callback(attributes.update, {k: v for k, v in attributes.items() if k == "save_pretrained"})
+                stack.callback(attributes.pop, "save_pretrained")
+                save = type(self.model).save_pretrained
+                self.model.save_pretrained = partial(save, self.model, selected_adapters=[self.student_adapter])
+            yield
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         model_name = model_name or Path(self.args.output_dir).name
