@@ -577,3 +577,5 @@ def test_logs_show_forgetting(memorised, tokenizer, tmp_path):
     entries = history(trainer, "forget_prob", "teacher_gap", "teacher_entropy", "forget_loss", "retain_prob")
     assert len(entries) == trainer.state.max_steps
     assert entries[-1][0] < 0.5 * entries[0][0]
+    state = json.dumps(trainer.state.log_history)
+    assert all(answer not in state for _, answer in FORGET)

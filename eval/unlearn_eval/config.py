@@ -190,8 +190,7 @@ class EvalConfig:
             raise ValueError("`model_name_or_path` is required: the model or adapter to evaluate.")
         if self.output_dir is None:
             raise ValueError("`output_dir` is required: the folder for the results.")
-        default = "vllm" if find_spec("vllm") is not None and self.compat is None else "transformers"
-        self.backend = self.backend or default
+        self.backend = self.backend or default_backend(self.compat)
         self.score_backend = self.score_backend or self.backend
         self._check()
 
@@ -245,3 +244,8 @@ class EvalConfig:
     def template(self) -> Template:
         """How questions are put."""
         return Template(self.system_prompt, self.date_string, self.question_template, self.compat is not None)
+
+
+def default_backend(compat: str | None = None) -> str:
+    """vLLM where it is installed and can do as `compat` (`str`, *optional*) says, else transformers."""
+    return "vllm" if find_spec("vllm") is not None and compat is None else "transformers"

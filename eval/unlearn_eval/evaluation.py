@@ -379,8 +379,10 @@ def _remove_report_of_another(folder: Path, log: EvalLog) -> None:
         return
     old, new = (one.get(METADATA, {}).get("hashes", {}) for one in (read_json(path), log))
     if any(old.get(name) != new.get(name) for name in ("weights", "adapter", "data")):
-        for name in ("REPORT.md", "REPORT.html", "REPORT.png"):
-            (folder / name).unlink(missing_ok=True)
+        from .report import STEM, SUFFIXES
+
+        for suffix in SUFFIXES:
+            (folder / f"{STEM}.{suffix}").unlink(missing_ok=True)
 
 
 def _warn_of_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Pair = tuple[float | None, float | None]
 """A number before and after."""
 
-STEM = "REPORT"
+STEM, SUFFIXES = "REPORT", ("md", "html", "png")
 NONE, UNKNOWN = "none", "not recorded"
 
 
@@ -184,13 +184,9 @@ def write_report(output_dir: str | Path, before: EvalLog, after: EvalLog) -> lis
     picture = Picture(f"{STEM}.png", _png(draw(values)), _in_words(values))
     title = f"Unlearning report: {_metadata(after).get('model') or split_of(after)}"
     blocks = _blocks(before, after, values, picture)
-    files = {
-        "md": to_markdown(title, blocks).encode("utf-8"),
-        "html": to_html(title, blocks).encode("utf-8"),
-        "png": picture.png,
-    }
+    contents = (to_markdown(title, blocks).encode("utf-8"), to_html(title, blocks).encode("utf-8"), picture.png)
     paths = []
-    for suffix, data in files.items():
+    for suffix, data in zip(SUFFIXES, contents, strict=True):
         path = Path(output_dir) / f"{STEM}.{suffix}"
         write_atomically(path, data)
         paths.append(path)
@@ -323,8 +319,8 @@ def _blocks(before: EvalLog, after: EvalLog, values: Mapping[str, Pair], picture
     if unread:
         blocks.append(
             Paragraph(
-                f"Words given back: of the answers to be forgotten, {unread} can not be read (other letters than a to z) and count as 0, whatever "
-                "the model says."
+                f"Words given back: of the answers to be forgotten, {unread} can not be read (other letters than a to z) and "
+                "count as 0, whatever the model says."
             )
         )
     missing = _missing(before, after, values)

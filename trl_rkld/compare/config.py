@@ -3,9 +3,9 @@
 
 import json
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
+from unlearn_eval.config import default_backend
 from unlearn_eval.questions import FORGET_SPLITS
 
 from ..methods import METHODS, method_class
@@ -146,7 +146,7 @@ class CompareConfig:
                     f"`{name}` has a value that is no text, number, list or mapping ({error}): quote it."
                 ) from None
         # Written down: vLLM that is installed between two starts must not make half of the numbers.
-        self.evaluation = {"backend": "transformers" if find_spec("vllm") is None else "vllm"} | self.evaluation
+        self.evaluation = {"backend": default_backend()} | self.evaluation
         for name in ("max_retain_samples", "epoch_retain_samples", "cpu_jobs"):
             value = getattr(self, name)
             if value is None and name == "max_retain_samples":

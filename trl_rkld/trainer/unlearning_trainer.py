@@ -332,9 +332,8 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         check_is_text(processing_class)
         first_row = next(iter(dataset))
-        if (
-            self._is_constructed and list(first_row) == _COLUMNS
-        ):  # `evaluate` prepares what it is given, ours again, too
+        # `evaluate` prepares what it is given, ours again, too.
+        if self._is_constructed and list(first_row) == _COLUMNS:
             return dataset
         check_columns(first_row, args.dataset_text_field, dataset_name)
         if isinstance(dataset, Dataset):
@@ -602,14 +601,19 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
     @contextmanager
     def _saving_the_student_alone(self) -> Iterator[None]:
         """PEFT would save a live teacher's adapters, too, and so would callbacks that upload the model (W&B, DVCLive)."""
-        with ExitStack() as stack:
-            if self.student_adapter is not None:
-                attributes = self.model.__dict__
-                stack.callback(attributes.update, {k: v for k, v in attributes.items() if k == "save_pretrained"})
-                stack.callback(attributes.pop, "save_pretrained")
-                save = type(self.model).save_pretrained
-                self.model.save_pretrained = partial(save, self.model, selected_adapters=[self.student_adapter])
+        if self.student_adapter is None:
             yield
+            return
+        outer = vars(self.model).get("save_pretrained")  # a checkpoint is saved while `train()` saves alone already
+        save = type(self.model).save_pretrained
+        self.model.save_pretrained = partial(save, self.model, selected_adapters=[self.student_adapter])
+        try:
+            yield
+        finally:
+            if outer is None:
+                del self.model.save_pretrained
+            else:
+                self.model.save_pretrained = outer
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         model_name = model_name or Path(self.args.output_dir).name
