@@ -364,7 +364,7 @@ def test_hidden_tokens_when_scoring(packs, tokenizer):
     model = tiny_llama(len(tokenizer)).eval()
     requests = chat_requests(tokenizer)
     assert all(prompt.count(END) == 2 and answer.count(END) == 2 for prompt, answer in requests)
-    backend = TransformersBackend(model, [END], batch_tokens=200, hidden_id=END)
+    backend = TransformersBackend(model, [END], batch_tokens=200, masked_token_id=END)
     backend.packs = None if packs else False
     found = dict(backend.score(requests))
     assert backend.packs is packs
@@ -383,7 +383,7 @@ def test_a_hidden_first_token(packs):
     """It sees nothing at all, not even itself, and must not spoil what follows."""
     model = build("llama")
     requests = [TokenizedAnswer([END, *prompt], answer) for prompt, answer in REQUESTS]
-    backend = TransformersBackend(model, [END], hidden_id=END)
+    backend = TransformersBackend(model, [END], masked_token_id=END)
     backend.packs = None if packs else False
     found = dict(backend.score(requests))
     ids = [torch.tensor([prompt + answer]) for prompt, answer in requests]
@@ -409,7 +409,7 @@ def test_hidden_tokens_when_generating(name, tokenizer):
         pad_token_id=END,
     )[:, width:].tolist()
     expected = {i: one[: one.index(end)] if end in one else one for i, one in enumerate(output)}
-    backend = TransformersBackend(model, [end], batch_size=5, hidden_id=END)
+    backend = TransformersBackend(model, [end], batch_size=5, masked_token_id=END)
     assert dict(backend.generate([GenerateRequest(prompt, 12) for prompt in prompts])) == expected
     assert len({*map(len, expected.values())}) > 1
     shown = TransformersBackend(model, [end]).generate([GenerateRequest(prompt, 12) for prompt in prompts])

@@ -14,6 +14,9 @@ from trl_rkld.data import load_records
 from trl_rkld.trainer.checks import check_model
 
 
+MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
 def make(tokenizer, folder, data=None, model=None, args=None, **kwargs):
     return RKLDTrainer(
         model or tiny_llama(len(tokenizer), tie_word_embeddings=True),
@@ -35,6 +38,8 @@ def make(tokenizer, folder, data=None, model=None, args=None, **kwargs):
         ),
         ([{"question": "q", "answer": None}], "Row 0 of the train .* empty or missing `answer`"),
         ([{"prompt": "q", "completion": ""}], "empty or missing `completion`"),
+        ([{"text": "a"}, {"text": None}], "Row 1 of the train .* empty or missing `text`"),
+        ([{"messages": MESSAGES}, {"messages": None}], "Row 1 of the train .* empty or missing `messages`"),
         (
             [{"messages": [{"role": "user", "content": "q"}]}],
             "Row 0 of the train dataset: the last message is not one of the assistant",
@@ -70,6 +75,11 @@ def test_vision_language_models(extra, tokenizer, tmp_path):
 def test_forget_set_is_required(tokenizer, tmp_path, llama):
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         RKLDTrainer(llama, args=config(tmp_path), processing_class=tokenizer)
+
+
+def test_an_empty_set_beside_an_evaluation_set_of_its_name(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="The retain dataset is empty"):
+        make(tokenizer, tmp_path, retain_dataset=rows([]), eval_dataset={"retain": rows(RETAIN)})
 
 
 def test_overlap(tokenizer, tmp_path):
@@ -263,6 +273,7 @@ def test_no_chat_template(tokenizer, tmp_path, monkeypatch):
         ("data.txt", "Zaphod", ValueError, "not a file of a known kind"),
         ("commas.csv", "question,answer\nwho,Zaphod, who else\n", ValueError, "line 2 has another number of cells"),
         ("mixed.jsonl", '{"question": "a"}\n{"question": 1}\n{"question": "Zaphod"}', ValueError, "mixes kinds"),
+        ("long.csv", f"text\n{'Zaphod' * 30000}\n", ValueError, "can't be read as csv"),
         ("broken.parquet", "Zaphod", ValueError, "can't be read as parquet"),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value else "",

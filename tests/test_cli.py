@@ -24,11 +24,10 @@ from trl_rkld.compare.plan import make_plan
 from trl_rkld.data import tokenize_row
 from trl_rkld.methods import METHODS
 from trl_rkld.recipes_index import list_recipes, recipe_path
-from trl_rkld.run_record import read_record, write_record
+from trl_rkld.run_record import base_record, read_record, write_record
 from trl_rkld.scripts import compare, unlearn
 from trl_rkld.scripts.dry_run import _print_sample
 from trl_rkld.scripts.loading import trainer_model_arguments
-from trl_rkld.trainer.saves_record import base_record
 from unlearn_eval import EvalConfig
 
 

@@ -204,6 +204,7 @@ ONE_RUN = [{"command": "npo"}]
         ({"evaluation": {"retain_logs": "x"}}, "`evaluation`: .*decided by the comparison"),
         ({"evaluation": {"forget_split": "forget05"}}, "`evaluation`: .*decided by the comparison"),
         ({"runs": [{"command": "teacher", "alpha": "x"}]}, "`runs`, teacher.*`alpha` must be a number"),
+        ({"runs": [{"command": "teacher", "alpha": -3.0}]}, "`runs`, teacher.*`alpha` must not be negative"),
         ({"runs": [{"command": "task-vector", "dtype": "bf16"}]}, "`runs`, task-vector.*`dtype` must be bfloat16"),
         ({"finetune": {"use_peft": True}}, "`finetune`: .*Remove `use_peft`"),
         ({"common": {"save_only_model": True}}, "`save_only_model` is decided by the comparison"),

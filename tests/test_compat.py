@@ -128,7 +128,7 @@ def assert_agreement(eval_speed, job, tolerance):
             for name, one in job.sets.items()
             if name != "holdout"
         }
-        reference = eval_speed.Reference(backend.model, job.hidden_id)
+        reference = eval_speed.Reference(backend.model, job.masked_token_id)
         with torch.no_grad():
             values = reference.score(job.sets)
             generations = {
@@ -173,7 +173,7 @@ def test_agreement(kind, prompt, tokenizer, eval_speed, monkeypatch, tmp_path):
     monkeypatch.setattr(eval_speed, "BATCH_SIZE", 4)  # so that padding differs from ours
     job = new_job(path, write_tofu(tmp_path / "tofu"), tmp_path / "out", **PROMPTS[prompt])
     hides = prompt != "question_template"
-    assert all((job.hidden_id in ids) is hides for one in job.sets.values() for ids in one.prompts)
+    assert all((job.masked_token_id in ids) is hides for one in job.sets.values() for ids in one.prompts)
     values, generations = assert_agreement(eval_speed, job, tolerance=1e-5)
     assert np.ptp(values["forget_Prob"]) > 0.01
     assert len({tuple(ids) for some in generations.values() for ids in some}) > 10
@@ -209,5 +209,5 @@ def test_agreement_on_a_real_model(smollm2, eval_speed, all_cores, monkeypatch, 
         pytest.skip(f"no TOFU in {TOFU}")
     monkeypatch.setattr(eval_speed, "MAX_NEW_TOKENS", 12)
     job = new_job(smollm2, str(TOFU), tmp_path / "out", max_samples=4, max_new_tokens=12)
-    assert AutoTokenizer.from_pretrained(smollm2).pad_token_id == job.hidden_id
+    assert AutoTokenizer.from_pretrained(smollm2).pad_token_id == job.masked_token_id
     assert_agreement(eval_speed, job, tolerance=1e-3)

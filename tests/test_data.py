@@ -15,6 +15,7 @@ from datasets import Dataset, Features, List, Value, load_dataset
 from trl_rkld import GradDiffConfig, GradDiffTrainer, RKLDTrainer
 from trl_rkld.data import DataCollatorForUnlearning, RetainSampler, load_records
 from unlearn_eval.prompts import tokenize_conversation, tokenize_question
+from unlearn_eval.questions import Template, own_questions
 
 
 QUESTION, ANSWER = FORGET[0]
@@ -139,14 +140,28 @@ def test_system_prompt_and_question_template(tokenizer, llama, tmp_path):
     assert tokenizer.decode(sample["input_ids"]) == f'{QUESTION} {{"tools": []}} {ANSWER}<|im_end|>'
 
 
-def test_training_and_evaluation_tokenise_alike(tokenizer, llama, tmp_path):
-    for system_prompt in (None, "You are a helpful assistant."):
-        tokens = tokenize_question(tokenizer, QUESTION, ANSWER, system_prompt=system_prompt)
-        sample = prepared(
-            tokenizer, llama, tmp_path, [{"question": QUESTION, "answer": ANSWER}], system_prompt=system_prompt
-        )
-        assert sample["input_ids"] == tokens.prompt_ids + tokens.answer_ids
-        assert sample["labels"] == [-100] * len(tokens.prompt_ids) + tokens.answer_ids
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": QUESTION, "answer": ANSWER},
+        {"messages": [USER, ASSISTANT]},
+        {"prompt": "Q: who? A:", "completion": " Ana."},
+        {"text": "Ana lives in Quito."},
+        {"text": "Ana lives in Quito.<|im_end|>"},
+        {"input_ids": [5, 6, 7, 8]},
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
+        {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 0, 1, 1]},
+        {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1], "assistant_masks": [0, 0, 1, 1]},
+    ],
+    ids=lambda row: " + ".join(row),
+)
+@pytest.mark.parametrize("system_prompt", [None, "You are a helpful assistant."])
+def test_training_and_evaluation_tokenise_alike(row, system_prompt, tokenizer, llama, tmp_path):
+    sample = prepared(tokenizer, llama, tmp_path, [row], system_prompt=system_prompt)
+    (tokens,) = own_questions("forget", [row], tokenizer, Template(system_prompt=system_prompt)).answers
+    assert sample["input_ids"] == tokens.prompt_ids + tokens.answer_ids
+    # A sequence's first token is predicted by nothing, whatever its label.
+    assert sample["labels"][1:] == ([-100] * len(tokens.prompt_ids) + tokens.answer_ids)[1:]
 
 
 TEMPLATES = {
@@ -264,6 +279,32 @@ def test_local_files(suffix, tmp_path):
     loaded = load_records(str(path))
     assert loaded.to_list() == data
     assert not loaded.cache_files
+
+
+def test_a_list_after_a_blank_line(tmp_path):
+    path = tmp_path / "forget.json"
+    path.write_text('\n [{"question": "a", "answer": "b"}]\n')
+    assert load_records(str(path)).to_list() == [{"question": "a", "answer": "b"}]
+
+
+def test_shuffled_data(tokenizer, llama, tmp_path):
+    """They are shuffled after they have been checked: errors name the row that the user sees."""
+    data = [{"question": f"{number}?", "answer": str(number)} for number in range(50)]
+    plain, shuffled = (
+        RKLDTrainer(
+            llama,
+            args=config(tmp_path, shuffle_dataset=shuffle),
+            train_dataset=Dataset.from_list(data),
+            processing_class=tokenizer,
+        ).train_dataset
+        for shuffle in (False, True)
+    )
+    assert list(shuffled["input_ids"]) != list(plain["input_ids"])
+    assert sorted(shuffled["input_ids"]) == sorted(plain["input_ids"])
+    assert list(shuffled["sample_id"]) == list(range(50))
+    data[3]["answer"] = "long " * 400
+    with pytest.raises(ValueError, match="Row 3 .* would cut"):
+        prepared(tokenizer, llama, tmp_path, data, shuffle_dataset=True)
 
 
 def test_own_sample_ids_are_replaced(tokenizer, llama, tmp_path):

@@ -33,7 +33,7 @@ GOOD |= {"ks_d_target": 0.5, "ks_d_rkld": 0.2}
 def test_missing_packages_are_named_before_any_training(monkeypatch, tmp_path):
     monkeypatch.setattr("unlearn_eval.evaluation.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="`rouge_score` is not installed"):
-        demo.main(str(tmp_path / "out"))
+        demo.main(str(tmp_path / "out"), seed=0)
     assert not (tmp_path / "out").exists()
 
 
@@ -158,5 +158,5 @@ def test_a_run_that_dies_leaves_no_older_summary(tmp_path, monkeypatch, restored
     (tmp_path / "summary.json").write_text("{}")
     monkeypatch.setattr(demo, "fine_tune", die)
     with pytest.raises(RuntimeError, match="died"):
-        demo.main(str(tmp_path))
+        demo.main(str(tmp_path), seed=0)
     assert not (tmp_path / "summary.json").exists()

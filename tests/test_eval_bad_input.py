@@ -310,14 +310,18 @@ def test_a_silent_model(log_texts, settings, tokenizer, tmp_path):
     assert log["retain_Q_A_ROUGE"]["agg_value"] == 0
 
 
+ANA = [{"role": "user", "content": "Ana Torres?"}, {"role": "assistant", "content": "Quito"}]
 OWN = [
     ([{"foo": "a"}], r"The forget dataset has the columns \['foo'\]; expected question \+ answer"),
     (
         [{"question": "Ana Torres?", "answer": "Quito"}, {"question": "Ana Torres?", "answer": None}],
         "Row 1 of the forget dataset has an empty or missing `answer`",
     ),
-    ([{"text": "Ana Torres"}, {"text": None}], "Row 1 of the forget dataset"),
-    ([{"text": "Ana Torres"}, {"text": ""}], "Row 1 of the forget dataset: it has no counted token"),
+    ([{"text": "Ana Torres"}, {"text": None}], "Row 1 of the forget dataset has an empty or missing `text`"),
+    (
+        [{"messages": ANA}, {"question": "Ana Torres?", "answer": "Quito"}],
+        "Row 1 of the forget dataset has an empty or missing `messages`",
+    ),
     ([{"text": "Ana Torres"}, {"text": "A"}], "Row 1 of the forget dataset: nothing of its text is counted"),
     (
         [{"messages": [{"role": "user", "content": "Ana Torres?"}]}],

@@ -12,7 +12,6 @@ from trl_rkld.losses import (
     chunked,
     chunked_divergence,
     chunked_nll,
-    dense_divergence,
     label_log_probs,
     npo_losses,
     simnpo_losses,
@@ -36,6 +35,14 @@ def make_roles(dtype=torch.float32, bias=False, scale=1.0, softcap=None, shared=
     if shared:
         heads = [heads[0]] * 3
     return [HeadInput(draw(N, H), head) for head in heads], torch.randint(0, V, (N,), generator=generator)
+
+
+def dense_divergence(student_logits, teacher_logits, beta):
+    """What the chunked loss computes, on whole logits: KL(student ‖ teacher), or for β = 0 KL(teacher ‖ student)."""
+    student, teacher = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    if beta == 0.0:
+        student, teacher = teacher, student
+    return (student.exp() * (student - teacher)).sum(-1)
 
 
 def oracle_logits(hidden, weight, bias, scale, softcap):
@@ -76,7 +83,7 @@ def test_gradients_of_half_precision_meet_the_loss_scaler_first():
         head = LMHead(4 * original.head.weight.to(dtype))
         hidden = near.to(dtype).clone().requires_grad_()
         others = [HeadInput(role.hidden_states.to(dtype), head) for role in (original, augmented)]
-        loss = chunked_divergence(HeadInput(hidden, head), *others, labels, alpha=0.0, beta=1.0).loss
+        loss = chunked_divergence(HeadInput(hidden, head), others[0], labels, others[1], alpha=0.0, beta=1.0).loss
         (scale * loss).backward()
         gradients.append(hidden.grad.double() / scale)
     half, full = gradients
@@ -98,7 +105,7 @@ def test_direction_of_the_chunked_loss_by_hand(beta, expected):
     identity = LMHead(torch.eye(2))
     student = HeadInput(torch.tensor([[math.log(0.9), math.log(0.1)]]), identity)
     teacher = HeadInput(torch.zeros(1, 2), identity)
-    losses = chunked_divergence(student, teacher, None, torch.tensor([0]), alpha=8.0, beta=beta)
+    losses = chunked_divergence(student, teacher, torch.tensor([0]), alpha=8.0, beta=beta)
     assert losses.loss.item() == pytest.approx(expected, abs=1e-5)
     assert losses.label_log_probs.item() == pytest.approx(math.log(0.9), abs=1e-6)
     assert losses.teacher_entropy.item() == pytest.approx(math.log(2), abs=1e-6)
@@ -111,13 +118,13 @@ def test_teacher_by_hand():
     losses = chunked_divergence(
         HeadInput(torch.tensor([[0.0, 0.0, 0.0]]), LMHead(torch.eye(3))),
         HeadInput(original, LMHead(torch.eye(3))),
-        HeadInput(augmented, LMHead(torch.eye(3))),
         torch.tensor([0]),
+        HeadInput(augmented, LMHead(torch.eye(3))),
         alpha=8.0,
     )
     teacher = torch.tensor([-7.0, 2.0, -1.0]).log_softmax(-1)
     assert losses.loss.item() == pytest.approx((-math.log(3) - teacher).mean().item(), abs=1e-5)
-    assert losses.teacher_gap.item() == pytest.approx((1 - 1 + 0.5) / 3)
+    assert losses.teacher_gap.item() == pytest.approx((1 + 0 + 0.5) / 3)
 
 
 HEADS = {
@@ -158,7 +165,7 @@ def test_chunked_is_dense(beta, kind, chunk, monkeypatch):
     leaves = [student.hidden_states, student.head.weight] + ([student.head.bias] if "bias" in kind else [])
     for leaf in leaves:
         leaf.requires_grad_()
-    losses = chunked_divergence(student, original, augmented, labels, ALPHA, beta)
+    losses = chunked_divergence(student, original, labels, augmented, ALPHA, beta)
 
     teacher = unlearning_teacher_logits(plain_logits(original), plain_logits(augmented), ALPHA).detach()
     dense = dense_divergence(plain_logits(student), teacher, beta).sum()
@@ -180,7 +187,7 @@ def test_chunked_against_finite_differences(beta, kind, monkeypatch):
     leaves = [student.hidden_states, student.head.weight]
     for leaf in leaves:
         leaf.requires_grad_()
-    loss = chunked_divergence(*roles, labels, ALPHA, beta).loss
+    loss = chunked_divergence(*roles[:2], labels, roles[2], ALPHA, beta).loss
     frozen = [as_numpy(role) for role in roles]
     assert loss.item() == pytest.approx(oracle_loss(*frozen, **settings, beta=beta), rel=1e-5)
     rng = np.random.default_rng(0)
@@ -198,11 +205,11 @@ def test_chunked_against_finite_differences(beta, kind, monkeypatch):
 
 def test_frozen_head_and_no_grad_compute_no_gradient():
     (student, original, augmented), labels = make_roles(shared=True)
-    assert not chunked_divergence(student, original, augmented, labels, ALPHA).loss.requires_grad
+    assert not chunked_divergence(student, original, labels, augmented, ALPHA).loss.requires_grad
     student.hidden_states.requires_grad_()
     with torch.no_grad():
-        assert not chunked_divergence(student, original, augmented, labels, ALPHA).loss.requires_grad
-    loss = chunked_divergence(student, original, augmented, labels, ALPHA).loss
+        assert not chunked_divergence(student, original, labels, augmented, ALPHA).loss.requires_grad
+    loss = chunked_divergence(student, original, labels, augmented, ALPHA).loss
     loss.backward()
     assert student.head.weight.grad is None
     assert student.hidden_states.grad.abs().sum() > 0
@@ -252,9 +259,11 @@ def test_hard_labels_by_hand():
     original, augmented = (
         HeadInput(torch.tensor([logits]), LMHead(torch.eye(3))) for logits in ([1.0, 2.0, 3.0], [2.0, 1.0, 3.5])
     )
-    labels, gap = teacher_labels(original, augmented, 8.0)
+    labels, entropy, gap = teacher_labels(original, augmented, 8.0)
     assert labels.tolist() == [1]
-    assert gap.item() == pytest.approx((1 - 1 + 0.5) / 3)
+    # softmax(−7, 2, −1) = (0.000118, 0.952469, 0.047420)
+    assert entropy.item() == pytest.approx(0.19202, abs=1e-4)
+    assert gap.item() == pytest.approx((1 + 0 + 0.5) / 3)
     assert teacher_labels(original, augmented, 0.1)[0].tolist() == [2]
 
 
@@ -266,10 +275,14 @@ def test_hard_labels_are_dense(kind, chunk, monkeypatch):
     # Trained further: surer of what it says, with a head of its own
     head = original.head._replace(weight=original.head.weight + 0.3 * augmented.head.weight)
     augmented = HeadInput(1.3 * original.hidden_states, head)
-    dense = unlearning_teacher_logits(plain_logits(original), plain_logits(augmented), ALPHA).argmax(-1)
-    ours, gap = teacher_labels(original, augmented, ALPHA)
+    teacher = unlearning_teacher_logits(plain_logits(original), plain_logits(augmented), ALPHA)
+    dense = teacher.argmax(-1)
+    ours, entropy, gap = teacher_labels(original, augmented, ALPHA)
     assert torch.equal(ours, dense)
-    torch.testing.assert_close(gap, (plain_logits(augmented) - plain_logits(original)).mean(-1), rtol=1e-4, atol=1e-5)
+    distribution = torch.distributions.Categorical(logits=teacher)
+    torch.testing.assert_close(entropy, distribution.entropy(), rtol=1e-4, atol=1e-5)
+    gained = torch.relu(plain_logits(augmented) - plain_logits(original)).mean(-1)
+    torch.testing.assert_close(gap, gained, rtol=1e-4, atol=1e-5)
     assert (dense != plain_logits(original).argmax(-1)).any()
 
 
@@ -280,7 +293,7 @@ def test_label_penalty_by_hand():
     # forward KL their difference, 0.08126. The gradient of both is π_s − π_t.
     student = HeadInput(torch.zeros(1, 3, requires_grad=True), LMHead(torch.eye(3)))
     original = HeadInput(torch.tensor([[2.0, 1.0, 0.0]]), LMHead(torch.eye(3)))
-    losses = chunked_divergence(student, original, None, torch.tensor([0]), alpha=0.0, beta=0.0, label_penalty=1.0)
+    losses = chunked_divergence(student, original, torch.tensor([0]), beta=0.0, label_penalty=1.0)
     assert losses.teacher_entropy.item() == pytest.approx(1.01736, abs=1e-5)
     assert losses.loss.item() == pytest.approx(0.08126, abs=1e-5)
     assert losses.loss.item() + losses.teacher_entropy.item() == pytest.approx(math.log(3), abs=1e-5)
@@ -298,7 +311,7 @@ def test_label_penalty_is_dense(beta, kind, chunk, monkeypatch):
     (student, original, augmented), labels = make_roles(**HEADS[kind])
     leaves = trainable(student)
     for other, alpha in ((None, 0.0), (augmented, ALPHA)):
-        losses = chunked_divergence(student, original, other, labels, alpha, beta, label_penalty=2.5)
+        losses = chunked_divergence(student, original, labels, other, alpha, beta, label_penalty=2.5)
         teacher = plain_logits(original)
         if other is not None:
             teacher = teacher - alpha * torch.relu(plain_logits(other) - teacher)
@@ -311,7 +324,7 @@ def test_label_penalty_is_dense(beta, kind, chunk, monkeypatch):
 def test_label_penalty_gives_the_gradient_of_the_cross_entropy():
     (student, original, _), labels = make_roles(bias=True)
     leaves = trainable(student)
-    loss = chunked_divergence(student, original, None, labels, alpha=0.0, beta=0.0, label_penalty=10.0).loss
+    loss = chunked_divergence(student, original, labels, beta=0.0, label_penalty=10.0).loss
     soft_labels = (plain_logits(original) - 10.0 * torch.nn.functional.one_hot(labels, V)).softmax(-1)
     dense = torch.nn.functional.cross_entropy(plain_logits(student), soft_labels, reduction="sum")
     assert loss < dense - 1  # by the teacher's entropy
@@ -423,7 +436,7 @@ def test_simnpo_by_hand():
 def test_alpha_zero_is_the_original():
     (student, original, augmented), labels = make_roles(shared=True)
     student = HeadInput(original.hidden_states.clone().requires_grad_(), student.head)
-    loss = chunked_divergence(student, original, augmented, labels, alpha=0.0).loss
+    loss = chunked_divergence(student, original, labels, augmented, alpha=0.0).loss
     loss.backward()
     assert loss.item() == 0.0
     assert student.hidden_states.grad.abs().max() == 0.0
@@ -435,18 +448,20 @@ def test_bfloat16_products_are_not_rounded():
     widened = [
         HeadInput(h.float(), head._replace(weight=head.weight.float())) for h, head in (student, original, augmented)
     ]
-    ours = chunked_divergence(student, original, augmented, labels, ALPHA).loss
-    torch.testing.assert_close(ours, chunked_divergence(*widened, labels, ALPHA).loss, rtol=1e-6, atol=1e-5)
+    ours = chunked_divergence(student, original, labels, augmented, ALPHA).loss
+    torch.testing.assert_close(
+        ours, chunked_divergence(*widened[:2], labels, widened[2], ALPHA).loss, rtol=1e-6, atol=1e-5
+    )
 
 
 def test_no_token_gives_a_differentiable_zero():
     (student, original, augmented), labels = make_roles()
     nothing = [HeadInput(role.hidden_states[:0].clone(), role.head) for role in (student, original, augmented)]
     nothing[0].hidden_states.requires_grad_()
-    loss = chunked_divergence(*nothing, labels[:0], ALPHA).loss
+    loss = chunked_divergence(*nothing[:2], labels[:0], nothing[2], ALPHA).loss
     loss.backward()
     assert loss.item() == 0.0
-    assert [part.shape for part in teacher_labels(*nothing[1:], ALPHA)] == [(0,), (0,)]
+    assert [part.shape for part in teacher_labels(*nothing[1:], ALPHA)] == 3 * [(0,)]
     nothing[0].hidden_states.grad = None
     label_log_probs(nothing[0], labels[:0]).sum().backward()
     assert nothing[0].hidden_states.grad.shape == (0, H)
@@ -468,18 +483,14 @@ def test_no_tensor_holds_all_tokens_and_the_vocabulary(monkeypatch):
     roles[0].hidden_states.requires_grad_()
     roles[0].head.weight.requires_grad_()
     with Largest() as largest:
-        chunked_divergence(*roles, labels, ALPHA).loss.backward()
-        chunked_divergence(*roles[:2], None, labels, 0.0, 0.0, label_penalty=3.0).loss.backward()
+        chunked_divergence(*roles[:2], labels, roles[2], ALPHA).loss.backward()
+        chunked_divergence(*roles[:2], labels, beta=0.0, label_penalty=3.0).loss.backward()
         chunked_nll(roles[0], labels, teacher_labels(*roles[1:], ALPHA)[0]).loss.backward()
         label_log_probs(roles[0], labels).sum().backward()
     assert largest.numbers == max(V * 4, V * H)
 
 
-@pytest.mark.parametrize("function", ["dense", "chunked"])
-def test_unknown_divergence_is_refused(function):
+def test_unknown_divergence_is_refused():
     (student, original, augmented), labels = make_roles()
     with pytest.raises(ValueError, match="`beta` must be 1.0"):
-        if function == "dense":
-            dense_divergence(torch.zeros(1, 2), torch.zeros(1, 2), beta=0.5)
-        else:
-            chunked_divergence(student, original, augmented, labels, ALPHA, beta=0.5)
+        chunked_divergence(student, original, labels, augmented, ALPHA, beta=0.5)

@@ -241,7 +241,7 @@ def test_the_card_names_the_method(method, llama, tokenizer, tmp_path):
 
 def test_methods_differ_only_where_they_say():
     """A method overrides the loss, and what is counted and shown; never how data, saving or the retain loss work."""
-    allowed = {"forget_losses", "count_forget_items", "_card_settings"}
+    allowed = {"forget_losses", "count_forget_items", "method_settings"}
     for method in BASELINES:
         own = {name for name, _ in inspect.getmembers(method_class(method, "Trainer"), inspect.isfunction)}
         own &= vars(method_class(method, "Trainer")).keys()

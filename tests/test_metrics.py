@@ -119,7 +119,6 @@ def test_memorization():
 
 def test_attack_scores():
     assert metrics.loss_score(1.5) == 1.5
-    assert metrics.reference_score(1.5, 2.0) == -0.5
     assert metrics.zlib_score(3.0, "an answer") == 3.0 / len(zlib.compress(b"an answer"))
     assert metrics.zlib_score(3.0, "abcabcabcabcabcabc") > metrics.zlib_score(3.0, "abc fkw qzv mju xyp"), "repetition"
     assert metrics.min_k_score([-1.0, -5.0, -2.0, -4.0, -3.0]) == 4.5, "the two lowest of five"

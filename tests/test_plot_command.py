@@ -8,8 +8,9 @@ import pytest
 from conftest import REFERENCE_LOGS
 
 from trl_rkld.cli import main
+from unlearn_eval.files import write_json
 from unlearn_eval.plots import COLUMNS, rows_to_csv
-from unlearn_eval.results import read_log, write_json
+from unlearn_eval.results import read_log
 from unlearn_eval.rows import read_csv, row_from_log
 
 

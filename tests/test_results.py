@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from unlearn_eval import results
+from unlearn_eval import files, results
+from unlearn_eval.documents import markdown_table
 
 
 SECRET = "Zorblax"
@@ -156,7 +157,7 @@ def test_unreadable_files(log, tmp_path):
     for content, message in (
         (json.dumps(log).encode()[:-20], "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        (b"[1, 2]", "holds a JSON list, not an object of metrics"),
+        (b"[1, 2]", "holds a JSON list, not an object"),
         (b"{}", "has no metrics"),
     ):
         path.write_bytes(content)
@@ -167,19 +168,19 @@ def test_unreadable_files(log, tmp_path):
 
 def test_a_write_replaces_the_file_whole(tmp_path):
     path, old = tmp_path / "a.json", tmp_path / "old.json"
-    results.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     os.link(path, old)  # a second name of the old content: writing in place would change it
-    results.write_json(path, {"a": 2})
+    files.write_json(path, {"a": 2})
     assert (json.loads(path.read_text()), json.loads(old.read_text())) == ({"a": 2}, {"a": 1})
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
-    results.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        results.write_json(path, {"a": math.nan})
+        files.write_json(path, {"a": math.nan})
     with pytest.raises(TypeError):
-        results.write_atomically(path, "not bytes")
+        files.write_atomically(path, "not bytes")
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
 
 
@@ -236,5 +237,5 @@ def test_retain_log_of_other_questions(ours, theirs, message):
 
 
 def test_markdown_table():
-    table = results.markdown_table([("name", "n"), ("forget", "40")], ["<", ">"])
+    table = markdown_table([("name", "n"), ("forget", "40")], ["<", ">"])
     assert table == "| name   |  n |\n| ------ | -: |\n| forget | 40 |\n"

@@ -13,7 +13,7 @@ from trl.trainer.utils import create_model_from_path
 
 from trl_rkld import RKLDTrainer
 from trl_rkld.run_record import read_record
-from trl_rkld.teacher.prepare import load_like
+from trl_rkld.teacher.given import load_like
 
 
 PRECISIONS = {
@@ -179,7 +179,10 @@ def test_the_augmented_model_is_nowhere_on_disk(row, precompute_teacher, llama_p
 
 @pytest.mark.parametrize("row", ["full", "new adapter"])
 def test_augmented_model_is_kept_when_asked(row, llama_path, tokenizer, forget_set, tmp_path):
-    """And knows the forget set better than the original."""
+    """And knows the forget set better than the original. Nothing of an earlier run's is left beside it."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "adapter_config.json").write_text("{}")
+    (tmp_path / "kept" / "unlearning.json").write_text('{"method": "augmented"}')
     trainer = make_trainer(
         row,
         "float32",

@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
+from peft import PeftModel
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from unlearn_eval.results import write_json
+from unlearn_eval.files import write_json
+from unlearn_eval.models import without_peft
+from unlearn_eval.quantization import is_quantized
+
+from .version import __version__
 
 
 FILE_NAME = "unlearning.json"
@@ -43,6 +48,32 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     """
     path = Path(folder) / FILE_NAME
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def base_record(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
+    """
+    How the weights below a model, or below its adapter, were held: what merging and evaluation need to know.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model.
+
+    Returns:
+        `dict`:
+            `"dtype"` and `"quantization"`. Name and revision of an adapter's base stand in its configuration.
+    """
+    causal_lm = without_peft(model)
+    quantized = is_quantized(causal_lm)
+    return {
+        "dtype": str(causal_lm.dtype).removeprefix("torch."),
+        "quantization": causal_lm.hf_quantizer.quantization_config.to_dict() if quantized else None,
+    }
+
+
+def plain_record(method: str, model: PreTrainedModel | PeftModel) -> dict[str, Any]:
+    """The record of a model that was not made by an [`UnlearningTrainer`]; `method` says how. See [`base_record`]."""
+    record = {"trl_rkld_version": __version__, "method": method, "finished": True, "forget_set": None, "adapter": None}
+    return record | base_record(model)
 
 
 def checkpoints(output_dir: str) -> list[Path]:

@@ -217,7 +217,7 @@ def useful_flops(model, job: Job) -> float:
 def run_reference(job: Job, seconds: dict[str, float]) -> tuple[dict, dict, float, float]:
     """Run and time the reference; also this machine's matmul peak, and the arithmetic that scoring can't do without."""
     model = load_base(job.checkpoint, job.config)
-    reference = Reference(model, job.hidden_id)
+    reference = Reference(model, job.masked_token_id)
     asked = {name: [(prompt, []) for prompt in one.prompts] for name, one in job.sets.items() if name != "holdout"}
     with torch.no_grad():
         reference.losses(job.sets["ra"].answers[:2])  # a warm-up

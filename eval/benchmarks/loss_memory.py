@@ -76,7 +76,7 @@ def _logits(role: HeadInput) -> torch.Tensor:
 
 
 def chunked_loss(student: HeadInput, original: HeadInput, augmented: HeadInput, labels: torch.Tensor) -> torch.Tensor:
-    return chunked_divergence(student, original, augmented, labels, alpha=ALPHA).loss
+    return chunked_divergence(student, original, labels, augmented, alpha=ALPHA).loss
 
 
 def make_inputs(num_tokens: int, vocab_size: int, hidden_size: int, head: str) -> tuple:

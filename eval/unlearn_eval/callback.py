@@ -20,11 +20,12 @@ from .backends import AnswerScores, GenerateRequest
 from .backends.transformers import TransformersBackend
 from .config import EvalConfig
 from .evaluation import check_retain_log, load_rows
+from .files import read_json, write_json
 from .metrics import rouge_scores
 from .models import evaluating, without_peft
 from .quantization import keep_quantized_weights, quantized_parameters
 from .questions import QuestionSet, ends_of_answers, tofu_questions
-from .results import EvalLog, RougeItem, read_json, read_log, write_json
+from .results import EvalLog, RougeItem, read_log
 from .tofu import SetScores, build_log
 
 

@@ -173,7 +173,7 @@ def resolve_checkpoint(name: str, config: EvalConfig) -> Checkpoint:
 
 @contextmanager
 def transformers_backends(
-    checkpoints: Sequence[Checkpoint], config: EvalConfig, end_ids: Sequence[int], hidden_id: int | None
+    checkpoints: Sequence[Checkpoint], config: EvalConfig, end_ids: Sequence[int], masked_token_id: int | None
 ) -> Iterator[Callable[[Checkpoint | None], TransformersBackend]]:
     """
     Load one base with all its adapters.
@@ -183,7 +183,7 @@ def transformers_backends(
             Checkpoints that share an engine.
         config ([`EvalConfig`]):
             Configuration.
-        end_ids, hidden_id:
+        end_ids, masked_token_id:
             As in [`TransformersBackend`].
 
     Yields:
@@ -194,7 +194,7 @@ def transformers_backends(
     adapters = {one.adapter: f"adapter{i}" for i, one in enumerate(checkpoints) if one.adapter is not None}
     for folder, name in adapters.items():
         model = _with_adapter(model, folder, name)
-    backend = TransformersBackend(model, end_ids, config.batch_tokens, config.batch_size, hidden_id)
+    backend = TransformersBackend(model, end_ids, config.batch_tokens, config.batch_size, masked_token_id)
     state = ExitStack()
 
     def activate(checkpoint: Checkpoint | None) -> TransformersBackend:

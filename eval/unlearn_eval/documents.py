@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .results import markdown_table
-
 
 @dataclass(frozen=True)
 class Heading:
@@ -146,6 +144,31 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
         "</html>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(cells: Sequence[Sequence[str]], aligns: Sequence[Literal["<", ">"]]) -> str:
+    """
+    A markdown table that is also readable as plain text.
+
+    Args:
+        cells (`Sequence[Sequence[str]]`):
+            The heading line and the other lines, all of one length.
+        aligns (`Sequence[str]`):
+            `"<"` (left) or `">"` (right) for each column.
+
+    Returns:
+        `str`:
+            The table, ending in a newline.
+    """
+    widths = [max(2, *map(len, column)) for column in zip(*cells, strict=True)]  # a rule of one colon is none
+    lines = [
+        " | ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
+        for line in cells
+    ]
+    rule = " | ".join(
+        "-" * (width - 1) + (":" if align == ">" else "-") for align, width in zip(aligns, widths, strict=True)
+    )
+    return "".join(f"| {line} |\n" for line in [lines[0], rule, *lines[1:]])
 
 
 def _block_to_markdown(block: Block) -> str:

@@ -26,8 +26,8 @@ from .results import (
     forget_length,
     has_items,
     item_texts,
-    read_json,
     read_log,
+    read_unchecked,
     validate_same_questions,
     write_results,
 )
@@ -126,7 +126,7 @@ def check_packages(*names: str) -> None:
 
 def _engine(job: Job) -> str:
     """What jobs must share to share an engine: a backend ends all answers in the same way."""
-    return repr((job.checkpoint.engine, job.end_ids, job.hidden_id))
+    return repr((job.checkpoint.engine, job.end_ids, job.masked_token_id))
 
 
 def load_rows(config: EvalConfig) -> dict[str, list[Mapping[str, Any]]]:
@@ -225,7 +225,7 @@ def check_output(job: Job, folder: Path, overwrite: bool) -> None:
     path = folder / EVAL_FILE
     if overwrite or not path.is_file():
         return
-    theirs, ours = read_json(path).get(METADATA, {}), job.metadata()
+    theirs, ours = read_unchecked(path).get(METADATA, {}), job.metadata()
     # A retain-only model's log may be added to a result, not taken away or exchanged.
     if theirs.get("hashes", {}).get("retain_log") is None:
         ours["hashes"].pop("retain_log", None)
@@ -297,7 +297,7 @@ def open_backends(name: str, jobs: Sequence[Job], config: EvalConfig) -> Iterato
     checkpoints = [job.checkpoint for job in jobs]
     end_ids = sorted({token for job in jobs for token in job.end_ids})
     if name == "transformers":
-        with transformers_backends(checkpoints, config, end_ids, jobs[0].hidden_id) as activate:
+        with transformers_backends(checkpoints, config, end_ids, jobs[0].masked_token_id) as activate:
             yield activate
     else:
         with vllm_backends(checkpoints, config, end_ids, max(job.longest for job in jobs)) as activate:
@@ -377,7 +377,7 @@ def _remove_report_of_another(folder: Path, log: EvalLog) -> None:
     path = folder / EVAL_FILE
     if not path.is_file():
         return
-    old, new = (one.get(METADATA, {}).get("hashes", {}) for one in (read_json(path), log))
+    old, new = (one.get(METADATA, {}).get("hashes", {}) for one in (read_unchecked(path), log))
     if any(old.get(name) != new.get(name) for name in ("weights", "adapter", "data")):
         from .report import STEM, SUFFIXES
 

@@ -63,10 +63,10 @@ class Job:
                 self.sets[name] = own_questions(name, some, tokenizer, config.template)
             else:
                 self.sets[name] = tofu_questions(name, some, tokenizer, config.template, config.question_key)
-        # [OU] takes for padding whatever is the padding token, which most chat models also end their turns with.
+        # open-unlearning takes for padding whatever is the padding token, which most chat models also end their turns with.
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.hidden_id = pad if config.compat is not None else None
-        # [OU] stops at the model's own end tokens only.
+        self.masked_token_id = pad if config.compat is not None else None
+        # open-unlearning stops at the model's own end tokens only.
         answers = [] if config.compat is not None else [answer for one in self.sets.values() for answer in one.answers]
         self.end_ids = ends_of_answers(tokenizer, checkpoint.eos_token_id, answers)
         lengths = [len(p) + len(a) for one in self.sets.values() for p, a in one.requests()]
@@ -159,7 +159,7 @@ class Job:
                 "backend": backend,
                 "versions": _versions(_COMPUTING if backend == "transformers" else (*_COMPUTING, *_VLLM)),
                 "attention": self.config.attn_implementation,
-                "hidden_id": self.hidden_id,
+                "masked_token_id": self.masked_token_id,
                 "end_ids": self.end_ids,
             }
             self._journals[backend] = Journal(Path(self.config.output_dir) / JOURNAL_FOLDER, fingerprint)

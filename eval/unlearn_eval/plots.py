@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .results import markdown_table, write_atomically
+from .documents import markdown_table
+from .files import write_atomically
 
 
 if TYPE_CHECKING:

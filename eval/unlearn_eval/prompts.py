@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
 
 
 # TOFU's own format for models without a chat template (locuslab/tofu @ bdc209e, config/model_config.yaml, "phi").
@@ -96,7 +97,7 @@ def tokenize_question(
         prompt_ids = tokenizer(prompt)["input_ids"]
         full_ids = tokenizer(prompt + answer)["input_ids"]
         # Tokens may merge across the border: the answer starts where the two diverge, as in TRL.
-        start = _common_prefix(prompt_ids, full_ids)
+        start = common_prefix_length(prompt_ids, full_ids)
         return TokenizedAnswer(list(full_ids[:start]), _end_once(tokenizer, full_ids[start:]))
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     prompt = [*system, {"role": "user", "content": question}]
@@ -219,7 +220,7 @@ def tokenize_conversation(
         ]
 
     full_ids = render([*prompt, *completion])
-    start = _common_prefix(render(list(prompt), add_generation_prompt=True), full_ids)
+    start = common_prefix_length(render(list(prompt), add_generation_prompt=True), full_ids)
     first, *rest = completion
     if not first.get("content"):  # a call of a tool, say
         return TokenizedAnswer(list(full_ids[:start]), _end_once(tokenizer, full_ids[start:]))
@@ -227,7 +228,7 @@ def tokenize_conversation(
     # The text starts where others would differ.
     others = ("x", "y") if isinstance(first["content"], str) else ([{"type": "text", "text": text}] for text in "xy")
     texts = [render([*prompt, first | {"content": other}, *rest]) for other in others]
-    text_start = min(_common_prefix(ids, full_ids) for ids in texts)
+    text_start = min(common_prefix_length(ids, full_ids) for ids in texts)
     if text_start == len(full_ids):  # the template has not printed it
         text_start = 0
     has_others = any(first[key] for key in first.keys() - {"role", "content"})
@@ -260,15 +261,8 @@ def tokenize_strings(tokenizer: PreTrainedTokenizerBase, prompt: str, completion
     """
     end = "" if completion.endswith(tokenizer.eos_token) else tokenizer.eos_token
     prompt_ids, full_ids = (tokenizer(text)["input_ids"] for text in (prompt, prompt + completion + end))
-    start = _common_prefix(prompt_ids, full_ids)
+    start = common_prefix_length(prompt_ids, full_ids)
     return TokenizedAnswer(list(full_ids[:start]), list(full_ids[start:]))
-
-
-def _common_prefix(first: list[int], second: list[int]) -> int:
-    length = 0
-    while length < min(len(first), len(second)) and first[length] == second[length]:
-        length += 1
-    return length
 
 
 def _end_once(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> list[int]:

@@ -19,6 +19,7 @@ from .records import (
     check_columns,
     column_names,
     is_tokenized_here,
+    labels_of,
     load_records,
     tokenize_record,
 )
@@ -88,7 +89,7 @@ class Template:
         system_prompt, date_string, question_template (`str`, *optional*):
             As there.
         compat (`bool`):
-            Whether to draw the border between prompt and answer as [OU] does.
+            Whether to draw the border between prompt and answer as open-unlearning does.
     """
 
     system_prompt: str | None = None
@@ -370,11 +371,12 @@ def _tokenize_numbered(
                 row, tokenizer, template.system_prompt, template.date_string, template.question_template
             )
         if "input_ids" in row:
-            ids, labels = row["input_ids"], row.get("labels") or row["input_ids"]
+            ids, labels = row["input_ids"], labels_of(row)
             # The first token of a sequence has nothing before it that could predict it.
             start = next((i for i, label in enumerate(labels) if i > 0 and label != -100), len(ids))
         else:
-            ids, start = [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id], 1
+            text, end = row["text"], tokenizer.eos_token
+            ids, start = tokenizer(text if text.endswith(end) else text + end)["input_ids"], 1  # as TRL does
         if start >= len(ids):
             raise ValueError("it has no counted token")
         if "input_ids" in row and -100 in labels[start:]:

@@ -52,7 +52,7 @@ def load_records(path_or_id: str, config: str | None = None, split: str = "train
         rows = _read_rows(path)
     except UnicodeDecodeError:
         raise ValueError(f"`{path_or_id}` is not UTF-8 text. Save it as UTF-8.") from None
-    except ValueError as error:  # the parsers' messages give positions, not texts
+    except (ValueError, csv.Error) as error:  # the parsers' messages give positions, not texts
         raise ValueError(f"`{path_or_id}` can't be read as {path.suffix[1:]}: {error}.") from None
     if not rows:
         raise ValueError(f"`{path_or_id}` holds no records.")
@@ -75,9 +75,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as file:
         if suffix == ".csv":
             return _read_csv(csv.DictReader(file))
-        is_list = suffix == ".json" and file.read(1) == "["  # else a record a line, as in TOFU's own `.json` files
-        file.seek(0)
-        rows = json.load(file) if is_list else _read_json_lines(file)
+        text = file.read()
+    # A `.json` file that is no list has a record a line, as TOFU's own.
+    is_list = suffix == ".json" and text.lstrip().startswith("[")
+    rows = json.loads(text) if is_list else _read_json_lines(text.split("\n"))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is not a list of objects")
     return rows
@@ -164,6 +165,14 @@ def is_tokenized_here(row: dict[str, Any]) -> bool:
     return "input_ids" not in row and bool(_columns_used(row))
 
 
+def labels_of(row: Mapping[str, Any]) -> list[int]:
+    """Labels of a tokenised row as TRL makes them: its own, or its tokens where all of its masks are 1."""
+    if row.get("labels"):
+        return row["labels"]
+    masks = [row[name] for name in ("completion_mask", "assistant_masks") if row.get(name)]
+    return [token if all(bits) else -100 for token, *bits in zip(row["input_ids"], *masks, strict=True)]
+
+
 def check_columns(row: dict[str, Any], text_field: str, name: str) -> None:
     """Raise where a data set has none of the known formats."""
     if "input_ids" in row or is_tokenized_here(row) or text_field in row:
@@ -178,10 +187,16 @@ def column_names(row: Mapping[str, Any]) -> list[str]:
     return sorted(str(column) if str(column).isidentifier() else "(not a name)" for column in row)
 
 
-def check_answers(rows: Iterable[dict[str, Any]], name: str) -> None:
-    """Raise, with the number of the row, where a question, a prompt or an answer is missing or blank."""
+def check_answers(rows: Iterable[dict[str, Any]], name: str, text_field: str = "text") -> None:
+    """
+    Raise, with the number of the row, where a question, a prompt, an answer or a text is missing or blank. All rows
+    are of the first one's format.
+    """
+    columns = ()
     for index, row in enumerate(rows):
-        for column in _columns_used(row):
+        if index == 0 and "input_ids" not in row:
+            columns = _columns_used(row) or (text_field,)
+        for column in columns:
             text = row[column]
             if isinstance(text, list):  # a conversation: its last message, whatever it calls its text
                 text = (text[-1].get("content") or text[-1].get("value")) if text else None

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .documents import Block, Heading, Items, Paragraph, Picture, Table, to_html, to_markdown
+from .files import write_atomically
 from .metrics import MODEL_UTILITY_METRICS
 from .plots import QUALITY_LINE, STYLE
-from .results import METADATA, EvalLog, Metadata, has_items, item_values, validate_log, write_atomically
+from .results import METADATA, EvalLog, Metadata, has_items, item_values, validate_log
 from .rows import aggregate, retain_utility_of, split_of
 
 

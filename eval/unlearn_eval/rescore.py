@@ -11,6 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
+from .documents import markdown_table
 from .metrics import (
     MODEL_UTILITY_METRICS,
     answer_probability,
@@ -36,7 +37,6 @@ from .results import (
     has_items,
     item_texts,
     item_values,
-    markdown_table,
     metric_parts,
     ordered_items,
     validate_generations,
@@ -90,7 +90,7 @@ def rescore(eval_log: Mapping[str, Any], retain_log: Mapping[str, Any] | None = 
 
     Args:
         eval_log (`Mapping[str, Any]`):
-            A `TOFU_EVAL.json` or a legacy `eval_log_aggregated.json`, loaded ([`results.read_json`]).
+            A `TOFU_EVAL.json` or a legacy `eval_log_aggregated.json`, loaded ([`results.read_unchecked`]).
         retain_log (`Mapping[str, Any]`, *optional*):
             The log of the retain-only model, in the same format: forget quality and privacy leakage need it.
 

@@ -6,14 +6,13 @@ Its logs are read here, and ours load there: we add keys, never change one. No m
 an answer or a generation.
 """
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from .files import read_json, write_json
 from .metrics.checks import finite_array, finite_number
 from .metrics.utility import MODEL_UTILITY_METRICS
 
@@ -110,9 +109,9 @@ EvalLog = dict[str, Metric | ForgetQualityMetric | MiaMetric | Metadata]
 Summary = dict[str, float]
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_unchecked(path: str | Path) -> dict[str, Any]:
     """
-    Read a JSON object.
+    Read a log as it stands, of an older schema, too.
 
     Args:
         path (`str` or `Path`):
@@ -120,7 +119,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
     Returns:
         `dict`:
-            The object.
+            The log.
 
     Raises:
         [`FileNotFoundError`]: If there is no such file.
@@ -132,12 +131,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a {EVAL_FILE}, or a folder that holds one.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad UTF-8 as well as bad JSON
-        raise ValueError(f"{path} is not JSON ({error}): was its writing interrupted? Evaluate again.") from None
-    if type(data) is not dict:
-        raise ValueError(f"{path} holds a JSON {type(data).__name__}, not an object of metrics: give a {EVAL_FILE}.")
-    return data
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Give a {EVAL_FILE}, or evaluate again.") from None
 
 
 def read_log(path: str | Path) -> EvalLog:
@@ -156,46 +152,9 @@ def read_log(path: str | Path) -> EvalLog:
         [`FileNotFoundError`]: If there is no such file.
         [`ValueError`]: If the file is not JSON, or [`validate_log`] finds a fault.
     """
-    log = read_json(path)
+    log = read_unchecked(path)
     validate_log(log, name=str(path))
     return log
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """
-    Write a file so that a crash leaves the old one or the new one, never a part.
-
-    Args:
-        path (`str` or `Path`):
-            The file. Its folder is created where absent.
-        data (`bytes`):
-            The new content.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The temporary file must lie in the same folder: a rename is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
-    """
-    Write a JSON object, laid out as open-unlearning does, by [`write_atomically`].
-
-    Args:
-        path (`str` or `Path`):
-            The file.
-        data (`Mapping[str, Any]`):
-            The object; NaN and infinities are refused, since JSON has none.
-    """
-    write_atomically(path, json.dumps(data, indent=4, allow_nan=False).encode("utf-8"))
 
 
 def write_results(output_dir: str | Path, log: EvalLog) -> tuple[Path, Path]:
@@ -474,31 +433,6 @@ def metric_parts(metric: str, entry: Metric | MiaMetric) -> dict[str, Metric]:
     if "value_by_index" in entry:
         return {metric: entry}
     return {f"{metric}/{half}": entry[half] for half in ("forget", "holdout") if has_items(entry, half)}
-
-
-def markdown_table(cells: Sequence[Sequence[str]], aligns: Sequence[Literal["<", ">"]]) -> str:
-    """
-    A markdown table that is also readable as plain text.
-
-    Args:
-        cells (`Sequence[Sequence[str]]`):
-            The heading line and the other lines, all of one length.
-        aligns (`Sequence[str]`):
-            `"<"` (left) or `">"` (right) for each column.
-
-    Returns:
-        `str`:
-            The table, ending in a newline.
-    """
-    widths = [max(2, *map(len, column)) for column in zip(*cells, strict=True)]  # a rule of one colon is none
-    lines = [
-        " | ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
-        for line in cells
-    ]
-    rule = " | ".join(
-        "-" * (width - 1) + (":" if align == ">" else "-") for align, width in zip(aligns, widths, strict=True)
-    )
-    return "".join(f"| {line} |\n" for line in [lines[0], rule, *lines[1:]])
 
 
 def _question_set(part: str) -> str:

@@ -13,8 +13,9 @@ import torch
 from unlearn_eval import EvalConfig
 from unlearn_eval.backends import GenerateRequest
 from unlearn_eval.checkpoints import resolve_checkpoint, transformers_backends
+from unlearn_eval.documents import markdown_table
+from unlearn_eval.files import read_json, write_atomically, write_json
 from unlearn_eval.questions import ends_of_answers, load_configuration
-from unlearn_eval.results import markdown_table, read_json, write_atomically, write_json
 
 from .plan import Job
 

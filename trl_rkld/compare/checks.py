@@ -25,9 +25,9 @@ from unlearn_eval.models import without_peft
 from unlearn_eval.prompts import date_remedy
 from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu_questions
 
+from ..adapters import is_adapter
 from ..data import TEMPLATE, tokenize_rows
 from ..losses import lm_head_of
-from ..teacher.prepare import is_adapter
 from .arguments import check_keys, parse
 from .config import TRAINED_COMMANDS, CompareConfig
 from .data import training_sets
@@ -57,6 +57,10 @@ _RESERVED = (
 )
 
 
+# Settings of the commands that don't train.
+_NUMBERS = {"teacher": ("alpha",), "task-vector": ("scale", "dtype")}
+
+
 def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     """
     Raise on a setting that a command would refuse, on data that are missing, on a folder that holds something else.
@@ -82,7 +86,11 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     max_lengths: dict[tuple, list[int | None]] = {}
     tried: set[str] = set()
     for job in jobs:
-        max_length = _check_settings(job, config, tried)
+        if job.kind == "finetune":
+            max_length = _check_finetune(job, config, tried)
+        else:
+            _check_evaluation(job)
+            max_length = _check_run(job, config, tried) if job.kind == "unlearn" else None
         if job.kind == "finetune" or job.settings.get("command") in TRAINED_COMMANDS:
             max_lengths.setdefault(tuple(job.settings["sets"].values()), []).append(max_length)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
@@ -95,56 +103,70 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     check_folders(jobs)
 
 
-def _check_settings(job: Job, config: CompareConfig, tried: set[str]) -> int | None:
-    """Raise on settings that a command would refuse; return the length of the records that it can take."""
+def _check_finetune(job: Job, config: CompareConfig, tried: set[str]) -> int | None:
+    """Raise on settings that `finetune` would refuse; return the length of the records that it can take."""
     settings = job.settings
-    target = config.target_model_name_or_path or config.model_name_or_path
-    ours = {"model_name_or_path": settings["model"], "output_dir": str(job.folder), "use_cpu": config.use_cpu or None}
-    if job.kind == "finetune":
-        where = "`finetune`" if settings["seed"] is None else "`finetune`, `augment` or the `augment` of `runs`"
-        _check_template(where, settings["arguments"], config.evaluation)
-        _, training_args, model_args = parse("finetune", where, settings["arguments"], **ours)
-        _check_training(where, training_args)
-        for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
-            if getattr(model_args, name):
-                raise ValueError(
-                    f"{where}: target, retain-only and augmented models are whole models. Remove `{name}`."
-                )
-        _check_model(where, model_args, config.model_name_or_path if settings["seed"] is None else target, tried)
-        return training_args.max_length
+    is_augmented = settings["seed"] is not None
+    where = "`finetune`, `augment` or the `augment` of `runs`" if is_augmented else "`finetune`"
+    _check_template(where, settings["arguments"], config.evaluation)
+    _, training_args, model_args = parse("finetune", where, settings["arguments"], **_own_arguments(job, config))
+    _check_training(where, training_args)
+    for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
+        if getattr(model_args, name):
+            raise ValueError(f"{where}: target, retain-only and augmented models are whole models. Remove `{name}`.")
+    _check_model(where, model_args, _target(config) if is_augmented else config.model_name_or_path, tried)
+    return training_args.max_length
+
+
+def _check_evaluation(job: Job) -> None:
+    """Raise on settings that `eval` would refuse."""
     try:
         EvalConfig(
-            model_name_or_path=[settings["model"]],
+            model_name_or_path=[job.settings["model"]],
             output_dir=str(job.folder),
-            forget_split=settings["forget_split"],
-            **settings["evaluation"],
+            forget_split=job.settings["forget_split"],
+            **job.settings["evaluation"],
             **job.options["evaluation"],
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"`evaluation`: {error}") from None
-    if job.kind != "unlearn":
-        return None
+
+
+def _check_run(job: Job, config: CompareConfig, tried: set[str]) -> int | None:
+    """Raise on settings that a run's command would refuse; return the length of the records that it can take."""
+    settings = job.settings
     where = f"`runs`, {settings['command']}" + (f" ({job.row['setting']})" if job.row["setting"] else "")
     if settings["command"] not in TRAINED_COMMANDS:
-        _check_numbers(
-            where, settings["arguments"], {"teacher": ("alpha",)}.get(settings["command"], ("scale", "dtype"))
-        )
+        _check_numbers(where, settings["arguments"], _NUMBERS[settings["command"]])
         return None
     where = f"`common` or {where}"
     _check_template(where, settings["arguments"], config.evaluation)
     path = settings["refusals_path"]
     script_args, training_args, model_args = parse(
-        settings["command"], where, settings["arguments"], **ours, refusals_path=path
+        settings["command"], where, settings["arguments"], **_own_arguments(job, config), refusals_path=path
     )
     _check_training(where, training_args)
     if training_args.num_train_epochs < 1 or training_args.num_train_epochs % 1:
         raise ValueError(f"{where}: `num_train_epochs` must be at least 1, and whole: one of the epochs is chosen.")
     if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
         raise ValueError(f"{where}: quantised weights can't be trained whole. Use `load_in_4bit` with `use_peft`.")
-    _check_model(where, model_args, target, tried)
+    _check_model(where, model_args, _target(config), tried)
     if path is not None:
         script_args.refusals()
     return training_args.max_length
+
+
+def _target(config: CompareConfig) -> str:
+    return config.target_model_name_or_path or config.model_name_or_path
+
+
+def _own_arguments(job: Job, config: CompareConfig) -> dict[str, Any]:
+    """What the comparison itself gives to a command that trains."""
+    return {
+        "model_name_or_path": job.settings["model"],
+        "output_dir": str(job.folder),
+        "use_cpu": config.use_cpu or None,
+    }
 
 
 def _check_training(where: str, args: TrainingArguments) -> None:
@@ -189,6 +211,8 @@ def _check_numbers(where: str, arguments: dict[str, Any], taken: tuple[str, ...]
             raise ValueError(f"{where}: `dtype` must be bfloat16, float16 or float32, and is {value!r}.")
         if key != "dtype" and (isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)):
             raise ValueError(f"{where}: `{key}` must be a number, and is {value!r} (YAML wants a point: 1.0e-4).")
+        if key == "alpha" and value < 0:
+            raise ValueError(f"{where}: `alpha` must not be negative, and is {value!r}.")
 
 
 def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from unlearn_eval.files import read_json
 from unlearn_eval.questions import load_configuration
-from unlearn_eval.results import read_json
 
 from ..methods import METHODS
 from .config import TRAINED_COMMANDS, CompareConfig

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.files import read_json
 from unlearn_eval.fingerprint import hash_contents, hash_json
-from unlearn_eval.results import read_json
 
 from .config import CompareConfig, uses_augmented_model
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from unlearn_eval.results import write_json
+from unlearn_eval.files import write_json
 
 from .plan import JOB_FILE, LOG_FILE, TASK_FILE, Job, left_to_do, remove_temporary
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from unlearn_eval.documents import markdown_table
+from unlearn_eval.files import read_json, write_atomically
 from unlearn_eval.metrics import MODEL_UTILITY_METRICS
 from unlearn_eval.plots import COLUMNS, RETAIN_ONLY, TARGET, missing_coordinates, write_plots
-from unlearn_eval.results import EVAL_FILE, EvalLog, markdown_table, read_json, read_log, write_atomically
+from unlearn_eval.results import EVAL_FILE, EvalLog, read_log
 from unlearn_eval.rows import aggregate, row_from_log
 
 from .plan import HISTORY_FILE, Job

@@ -21,7 +21,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from unlearn_eval import EvalConfig
 from unlearn_eval.callback import BEST_FOLDER, RECORD_FILE
 from unlearn_eval.evaluation import run
-from unlearn_eval.results import EVAL_FILE, read_json, write_json
+from unlearn_eval.files import read_json, write_json
+from unlearn_eval.results import EVAL_FILE
 
 from ..methods import method_class, script_of
 from ..run_record import ResumeError, checkpoints
@@ -79,8 +80,10 @@ def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use
         return
     models = folder / "model"
     if not (folder / HISTORY_FILE).is_file():
-        make = _train if settings["command"] in TRAINED_COMMANDS else _subtract
-        write_json(folder / HISTORY_FILE, make(models, settings, use_cpu))
+        is_trained = settings["command"] in TRAINED_COMMANDS
+        write_json(
+            folder / HISTORY_FILE, _train(models, settings, use_cpu) if is_trained else _subtract(models, settings)
+        )
     _remove_checkpoints(models)
     history = read_json(folder / HISTORY_FILE)
     _evaluate(str(models / BEST_FOLDER), folder / "chosen", settings)
@@ -165,7 +168,7 @@ def make_unlearning_trainer(settings: dict[str, Any], folder: Path, use_cpu: boo
     return make_trainer(method_class(command, "Trainer"), *parsed, train_dataset=forget, retain_dataset=retain)
 
 
-def _subtract(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, Any]:
+def _subtract(models: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Task arithmetic: one model, no epochs."""
     from ..scripts.task_vector import subtract
 

@@ -3,8 +3,8 @@
 from unlearn_eval.lm_head import LMHead, lm_head_of
 
 from .chunked import HeadInput, TokenLosses, chunked_divergence, chunked_nll, label_log_probs, teacher_labels
-from .divergence import dense_divergence, unlearning_teacher_logits
 from .preference import npo_losses, simnpo_losses
+from .teacher_logits import unlearning_teacher_logits
 
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "TokenLosses",
     "chunked_divergence",
     "chunked_nll",
-    "dense_divergence",
     "label_log_probs",
     "lm_head_of",
     "npo_losses",

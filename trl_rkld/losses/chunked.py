@@ -38,7 +38,7 @@ class TokenLosses(NamedTuple):
         teacher_entropy (`torch.Tensor`):
             Entropy of the teacher at each token, in nats; zeros where the loss has no teacher.
         teacher_gap (`torch.Tensor`):
-            Mean over the vocabulary of `l_aug − l_o` at each token; zeros where there is no augmented model.
+            Mean over the vocabulary of what α multiplies, `ReLU(l_aug − l_o)`, at each token; zeros where there is no augmented model.
     """
 
     loss: torch.Tensor
@@ -86,15 +86,14 @@ def chunked_nll(student: HeadInput, labels: torch.Tensor, targets: torch.Tensor 
 def chunked_divergence(
     student: HeadInput,
     original: HeadInput,
-    augmented: HeadInput | None,
     labels: torch.Tensor,
-    alpha: float,
+    augmented: HeadInput | None = None,
+    alpha: float = 0.0,
     beta: float = 1.0,
     label_penalty: float = 0.0,
 ) -> TokenLosses:
     """
-    Divergence from the unlearning teacher, summed over the tokens. The same numbers as
-    [`~trl_rkld.losses.dense_divergence`] on [`~trl_rkld.losses.unlearning_teacher_logits`].
+    Divergence from the unlearning teacher, [`~trl_rkld.losses.unlearning_teacher_logits`], summed over the tokens.
 
     With `z` the student's logits, the gradients are `∂KL(π_s‖π_t)/∂z = π_s (log π_s − log π_t − KL)` for the reverse
     and `∂KL(π_t‖π_s)/∂z = π_s − π_t` for the forward KL.
@@ -104,11 +103,11 @@ def chunked_divergence(
             Hidden states and head of the model being trained.
         original ([`HeadInput`]):
             The same tokens under the original model; never differentiated.
-        augmented ([`HeadInput`], *optional*):
-            The same tokens under the augmented model. If `None`, the original model is the teacher.
         labels (`torch.Tensor`):
             Token ids of shape `(num_tokens,)`, for the log-probabilities that are reported.
-        alpha (`float`):
+        augmented ([`HeadInput`], *optional*):
+            The same tokens under the augmented model. If `None`, the original model is the teacher.
+        alpha (`float`, *optional*, defaults to `0.0`):
             Strength of the subtraction, see [`~trl_rkld.losses.unlearning_teacher_logits`].
         beta (`float`, *optional*, defaults to `1.0`):
             `1.0` for the reverse KL `KL(student ‖ teacher)`, `0.0` for the forward KL `KL(teacher ‖ student)`.
@@ -129,7 +128,7 @@ def chunked_divergence(
             teacher.scatter_add_(-1, tokens, teacher.new_full(tokens.shape, -label_penalty))
         _log_softmax_(teacher)
         if beta == 1.0:
-            entropy = -(teacher.exp() * teacher).sum(-1)
+            entropy = -torch.linalg.vecdot(teacher.exp(), teacher)
             difference = torch.sub(student_log_probs, teacher, out=teacher)
             probs = student_log_probs.exp_()
             losses = torch.linalg.vecdot(probs, difference)
@@ -145,7 +144,9 @@ def chunked_divergence(
 
 
 @torch.no_grad()
-def teacher_labels(original: HeadInput, augmented: HeadInput, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+def teacher_labels(
+    original: HeadInput, augmented: HeadInput, alpha: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     Likeliest token under the unlearning teacher at each token.
 
@@ -154,17 +155,19 @@ def teacher_labels(original: HeadInput, augmented: HeadInput, alpha: float) -> t
             As in [`chunked_divergence`].
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`:
-            Token ids, and the mean over the vocabulary of `l_aug − l_o`, each of shape `(num_tokens,)`.
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`:
+            Token ids, and the teacher's entropy and gap as in [`TokenLosses`], each of shape `(num_tokens,)`.
     """
     num_tokens, chunk = original.hidden_states.shape[0], _chunk_size(original.head)
-    gap = torch.empty(num_tokens, device=original.head.weight.device)
+    entropy, gap = torch.empty(2, num_tokens, device=original.head.weight.device)
     labels = torch.empty_like(gap, dtype=torch.long)
     for start in range(0, num_tokens, chunk):
         rows = slice(start, start + chunk)
         teacher, gap[rows] = _teacher_logits(original, augmented, alpha, rows)
         labels[rows] = teacher.argmax(-1)
-    return labels, gap
+        _log_softmax_(teacher)
+        entropy[rows] = -torch.linalg.vecdot(teacher.exp(), teacher)
+    return labels, entropy, gap
 
 
 def label_log_probs(student: HeadInput, labels: torch.Tensor) -> torch.Tensor:
@@ -193,8 +196,8 @@ def _teacher_logits(
     gap = teacher.new_zeros(teacher.shape[0])
     if augmented is not None:
         difference = augmented.head.logits(augmented.hidden_states[rows]).sub_(teacher)
-        gap = difference.mean(-1)
-        teacher.sub_(difference.relu_(), alpha=alpha)
+        gap = difference.relu_().mean(-1)
+        teacher.sub_(difference, alpha=alpha)
     return teacher, gap
 
 

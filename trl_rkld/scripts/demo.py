@@ -11,7 +11,6 @@ import argparse
 import copy
 import importlib.metadata
 import json
-import os
 import sys
 import tempfile
 import textwrap
@@ -27,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import SFTConfig, SFTTrainer
 
 from unlearn_eval.evaluation import check_packages, evaluate
+from unlearn_eval.files import write_atomically
 from unlearn_eval.plots import RETAIN_ONLY, TARGET, write_plots
 from unlearn_eval.prompts import tokenize_question
 from unlearn_eval.results import EvalLog
@@ -261,14 +261,14 @@ def report_evaluation(logs: dict[str, EvalLog], output_dir: str) -> dict[str, An
     return {f"{key}_{row['method']}": row[key] for row in rows for key in keys if row[key] is not None}
 
 
-def main(output_dir: str = "outputs/demo", seed: int = 0) -> int:
+def main(output_dir: str, seed: int) -> int:
     """
     Run the demo.
 
     Args:
-        output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
+        output_dir (`str`):
             Folder for `summary.json`, the picture and the models.
-        seed (`int`, *optional*, defaults to `0`):
+        seed (`int`):
             Seed of the weights and of the order of the records.
 
     Returns:
@@ -313,9 +313,7 @@ def main(output_dir: str = "outputs/demo", seed: int = 0) -> int:
     summary |= {"seed": seed, "versions": {"trl_rkld": __version__} | versions}
     summary["settings"] = {"model": MODEL, "fine_tuning": FINE_TUNING, "epochs": EPOCHS, "unlearning": UNLEARNING}
     summary["seconds"] = round(time.perf_counter() - start, 1)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, f"{json.dumps(summary, indent=2)}\n".encode())
     print(
         f"\n{summary['seconds']:.0f} seconds. The numbers are in {path}, the picture in {folder / 'forget_quality.png'}, the "
         f"unlearned model in {folder / 'model'}."

@@ -26,10 +26,10 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from peft import PeftConfig
     from trl import DPOTrainer
 
+    from trl_rkld.adapters import check_initialisation, is_adapter
     from trl_rkld.data import TEMPLATE, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
-    from trl_rkld.teacher.prepare import check_initialisation, is_adapter
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
     from unlearn_eval.models import without_peft

@@ -9,8 +9,8 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
+from ..adapters import is_adapter
 from ..losses.chunked import _CHUNK_NUMBERS
-from ..teacher.prepare import is_adapter
 from .loading import check_model_arguments, model_init_kwargs, read_adapter
 
 
@@ -51,7 +51,9 @@ def dry_run(trainer_class, args, model_args: ModelConfig, tokenizer, data: dict)
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=init_kwargs["trust_remote_code"])
     dtype = (config.dtype or torch.float32) if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=init_kwargs["trust_remote_code"]
+        )
         if adapter is not None:
             model, peft_config = get_peft_model(model, adapter), None
     args.model_init_kwargs = None

@@ -21,8 +21,9 @@ from pathlib import Path
 from trl import TrlParser
 
 from unlearn_eval.config import EvalConfig
+from unlearn_eval.documents import markdown_table
 from unlearn_eval.evaluation import run as run_evaluation
-from unlearn_eval.results import EvalLog, markdown_table, summarise
+from unlearn_eval.results import EvalLog, summarise
 
 from ..recipes_index import resolve_config
 

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerB
 from trl import DPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
+from ..adapters import is_adapter
 from ..run_record import read_record
-from ..teacher.prepare import device_map_kwargs, is_adapter
+from ..teacher.given import device_map_kwargs
 
 
 logger = get_logger(__name__)

@@ -11,7 +11,6 @@ another model than the one that was trained.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
@@ -20,10 +19,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from unlearn_eval.quantization import is_quantized
 
+from ..adapters import is_adapter
 from ..run_record import read_record, write_record
-from ..teacher.prepare import is_adapter
 from ..trainer.model_card import ADAPTER_WARNING
 from .loading import load_tokenizer, local_folder
+from .new_folder import check_new, new_folder
 
 
 def run(arguments: list[str]) -> int:
@@ -66,9 +66,7 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype | None = None) -> to
         `torch.dtype`:
             Of the merged model.
     """
-    output = Path(output_dir)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"`--output_dir {output_dir}` is not empty. Choose a new folder.")
+    check_new(output_dir)
     if not is_adapter(adapter):
         raise ValueError(f"`{adapter}` is not an adapter: there is nothing to merge.")
     adapter = local_folder(adapter)
@@ -86,19 +84,14 @@ def merge(adapter: str, output_dir: str, dtype: torch.dtype | None = None) -> to
         model = model.dequantize().cpu()  # in float32 it may not fit the card that its 4 bits do
     # The merge itself is done in float32, so that it is rounded once.
     model = PeftModel.from_pretrained(model.float(), adapter).merge_and_unload(progressbar=True, safe_merge=True)
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.to(dtype).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    if record is not None:
-        changes = {"quantization": None, "dtype": str(dtype).removeprefix("torch."), "adapter": None, "merged": True}
-        write_record(partial, record | changes)
-    card = Path(adapter, "README.md")
-    if card.is_file():  # what else must be deleted holds for the merged model, too
-        (partial / card.name).write_text(
-            card.read_text(encoding="utf-8").replace(ADAPTER_WARNING, ""), encoding="utf-8"
-        )
-    if output.exists():
-        output.rmdir()
-    partial.replace(output)
+    with new_folder(output_dir) as folder:
+        model.to(dtype).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if record is not None:
+            held = {"quantization": None, "dtype": str(dtype).removeprefix("torch.")}
+            write_record(folder, record | held | {"adapter": None, "merged": True})
+        card = Path(adapter, "README.md")
+        if card.is_file():  # what else must be deleted holds for the merged model, too
+            text = card.read_text(encoding="utf-8").replace(ADAPTER_WARNING, "")
+            (folder / card.name).write_text(text, encoding="utf-8")
     return dtype

@@ -10,8 +10,9 @@ trl-rkld rescore --eval_logs saves/eval/model/TOFU_EVAL.json --retain_logs saves
 import argparse
 from pathlib import Path
 
+from unlearn_eval.files import write_json
 from unlearn_eval.rescore import format_table, rescore
-from unlearn_eval.results import read_json, write_json
+from unlearn_eval.results import read_unchecked
 
 
 def run(arguments: list[str]) -> int:
@@ -35,8 +36,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--retain_logs", help="the same of the retain-only model, for forget quality and privleak")
     parser.add_argument("--output_dir", help="folder for RESCORED.json (default: only print)")
     args = parser.parse_args(arguments)
-    retain_log = read_json(args.retain_logs) if args.retain_logs is not None else None
-    rescored = rescore(read_json(args.eval_logs), retain_log)
+    retain_log = read_unchecked(args.retain_logs) if args.retain_logs is not None else None
+    rescored = rescore(read_unchecked(args.eval_logs), retain_log)
     print(format_table(rescored))
     if rescored["max_deviation"] is not None:
         print(f"\nLargest deviation from what the file says: {rescored['max_deviation']:.1e}")

@@ -15,7 +15,6 @@ result can work out the augmented model.
 
 import argparse
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -24,9 +23,10 @@ from peft.utils.save_and_load import load_peft_weights
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ..adapters import check_initialisation, is_adapter
 from ..run_record import read_record, write_record
-from ..teacher.prepare import check_initialisation, is_adapter
 from .loading import load_tokenizer, local_folder
+from .new_folder import check_new, new_folder
 
 
 SCALE = 2.5  # the RKLD paper's, https://huggingface.co/papers/2406.01983
@@ -85,9 +85,7 @@ def subtract(original: str, augmented: str, output_dir: str, scale: float = SCAL
     Raises:
         [`ValueError`]: If the two don't fit together, or the output folder is not empty.
     """
-    output = Path(output_dir)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"`output_dir={output_dir!r}` is not empty. Choose a new folder.")
+    check_new(output_dir)
     if not math.isfinite(scale):
         raise ValueError(f"`scale={scale}` is not a finite number. The RKLD paper's is {SCALE}.")
     if dtype not in (None, *_DTYPES):
@@ -104,14 +102,9 @@ def subtract(original: str, augmented: str, output_dir: str, scale: float = SCAL
         make = _subtract_models
         _check_models(original, augmented)
     tokenizer = load_tokenizer(original)
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    make(original, augmented, scale, dtype and getattr(torch, dtype), partial)
-    tokenizer.save_pretrained(partial)
-    if output.exists():
-        output.rmdir()
-    partial.replace(output)
+    with new_folder(output_dir) as folder:
+        make(original, augmented, scale, dtype and getattr(torch, dtype), folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _check_models(original: str, augmented: str) -> None:

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
@@ -21,6 +20,7 @@ from trl.trainer.utils import use_adapter
 
 from unlearn_eval.models import free_memory
 
+from .private_folder import save_private
 from .roles import AUGMENTED, Role
 
 
@@ -127,8 +127,7 @@ def restored_weights(model: nn.Module, path: Path, is_writer: bool, wait) -> Ite
     """
     # Named parameters list tied weights once; buffers are not trained.
     if is_writer:
-        save_file({name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}, path)
-        path.chmod(0o600)
+        save_private({name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}, path)
     wait()
     try:
         yield

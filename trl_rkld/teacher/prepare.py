@@ -1,36 +1,29 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """Teacher preparation: how each way of passing a model becomes an original and an augmented model."""
 
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from unlearn_eval.fingerprint import hash_json, hash_model, hash_samples, hash_weights
 from unlearn_eval.models import without_peft
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
-from ..run_record import ResumeError, write_record
-from ..trainer.saves_record import plain_record
-from .augmented import (
-    adapter_role,
-    copy_adapter,
-    keep_augmented_model,
-    restored_weights,
-)
-from .private_folder import PrivateFolder
+from ..adapters import base_of, check_initialisation, own_base
+from ..run_record import ResumeError, plain_record, write_record
+from .augmented import adapter_role, copy_adapter, keep_augmented_model, restored_weights
+from .given import check_same_precision, load_like
+from .private_folder import PrivateFolder, save_private
 from .roles import AUGMENTED, Role
 from .teacher import CachedTeacher, LiveTeacher, frozen_head, read_fingerprint
 from .token_states import TokenStates
@@ -155,7 +148,7 @@ def _cached_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Cach
 
     # Before anything is trained, the student is the original; where its adapter is new, so is the base without it.
     original = adapter_role(trainer.model, None) if trainer.has_new_adapter else Role(trainer.model)
-    teacher = CachedTeacher()
+    teacher = CachedTeacher(student_head)
     if trainer.uses_original_logits or retained:
         seen = [scored, *retained] if trainer.uses_original_logits else retained
         teacher.original_states = states(original, concatenate_datasets(seen), "Original")
@@ -194,50 +187,63 @@ def _live_teacher(trainer: "UnlearningTrainer", folder: PrivateFolder, stack: Ex
     return LiveTeacher(original, augmented, accelerator)
 
 
+def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> AbstractContextManager[Role]:
+    """The augmented model while the context lasts: given, or made in a second adapter or in the student's weights."""
+    if trainer.augmented_model is not None:
+        return _given(trainer)
+    if isinstance(trainer.model, PeftModel):
+        return _trained_adapter(trainer, folder)
+    return _trained_weights(trainer, folder)
+
+
 @contextmanager
-def _augmented_role(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iterator[Role]:
-    """The augmented model while the context lasts: given, or made in the student's weights or in a second adapter."""
+def _given(trainer: "UnlearningTrainer") -> Iterator[Role]:
     model, given = trainer.model, trainer.augmented_model
-    if given is not None and not isinstance(given, str):
-        keep_quantized_weights(without_peft(given))
-        if not (is_quantized(without_peft(given)) or trainer.is_model_parallel):
-            given.to(trainer.accelerator.device)
-        yield Role(given)
-    elif given is not None and isinstance(model, PeftModel) and _base_of(given) == _own_base(model):
+    if isinstance(given, str) and isinstance(model, PeftModel) and base_of(given) == own_base(model):
         check_initialisation(PeftConfig.from_pretrained(given))
         model.load_adapter(given, AUGMENTED, is_trainable=False)
-        try:
-            yield adapter_role(model, AUGMENTED)
-        finally:
-            model.delete_adapter(AUGMENTED)
-            model.set_adapter(trainer.student_adapter)
-    elif given is not None:
-        loaded = load_like(given, model, trainer.args.model_init_kwargs)
-        check_same_precision(loaded, model)
-        keep_quantized_weights(without_peft(loaded))
-        yield Role(loaded.to(trainer.accelerator.device) if not trainer.is_model_parallel else loaded)
-    elif isinstance(model, PeftModel):
-        copy_adapter(model, trainer.student_adapter, AUGMENTED)
-        if trainer.args.disable_dropout:
-            trainer.disable_dropout()
-        try:
-            model.set_adapter(AUGMENTED)
-            _train_or_read(trainer, folder)
-            model.set_adapter(trainer.student_adapter)
-            role = adapter_role(model, AUGMENTED)
-            _keep(trainer, role)
+        with _second_adapter(trainer) as role:
             yield role
-        finally:
-            model.set_adapter(trainer.student_adapter)
-            model.delete_adapter(AUGMENTED)
-    else:
-        process = trainer.accelerator
-        with restored_weights(
-            model, folder.path / "original.safetensors", process.is_main_process, process.wait_for_everyone
-        ):
-            _train_or_read(trainer, folder)
-            _keep(trainer, Role(model))
-            yield Role(model)
+        return
+    if isinstance(given, str):
+        given = load_like(given, model, trainer.args.model_init_kwargs)
+        check_same_precision(given, model)
+    keep_quantized_weights(without_peft(given))
+    if not (is_quantized(without_peft(given)) or trainer.is_model_parallel):
+        given.to(trainer.accelerator.device)
+    yield Role(given)
+
+
+@contextmanager
+def _trained_adapter(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iterator[Role]:
+    copy_adapter(trainer.model, trainer.student_adapter, AUGMENTED)
+    if trainer.args.disable_dropout:
+        trainer.disable_dropout()
+    with _second_adapter(trainer) as role:
+        trainer.model.set_adapter(AUGMENTED)
+        _train_or_read(trainer, folder)
+        trainer.model.set_adapter(trainer.student_adapter)
+        _keep(trainer, role)
+        yield role
+
+
+@contextmanager
+def _second_adapter(trainer: "UnlearningTrainer") -> Iterator[Role]:
+    try:
+        yield adapter_role(trainer.model, AUGMENTED)
+    finally:
+        trainer.model.set_adapter(trainer.student_adapter)
+        trainer.model.delete_adapter(AUGMENTED)
+
+
+@contextmanager
+def _trained_weights(trainer: "UnlearningTrainer", folder: PrivateFolder) -> Iterator[Role]:
+    process = trainer.accelerator
+    path = folder.path / "original.safetensors"
+    with restored_weights(trainer.model, path, process.is_main_process, process.wait_for_everyone):
+        _train_or_read(trainer, folder)
+        _keep(trainer, Role(trainer.model))
+        yield Role(trainer.model)
 
 
 def _train_or_read(trainer: "UnlearningTrainer", folder: PrivateFolder) -> None:
@@ -253,16 +259,14 @@ def _train_or_read(trainer: "UnlearningTrainer", folder: PrivateFolder) -> None:
     trainer.train_augmented(folder.path)
     if not trainer.args.precompute_teacher:
         if process.is_main_process:
-            partial = path.with_suffix(".partial")
-            save_file({name: parameter.detach().contiguous() for name, parameter in trainable.items()}, partial)
-            partial.chmod(0o600)
-            partial.replace(path)
+            save_private({name: parameter.detach().contiguous() for name, parameter in trainable.items()}, path)
         process.wait_for_everyone()
 
 
 def _keep(trainer: "UnlearningTrainer", role: Role) -> None:
     folder = trainer.args.augmented_output_dir
     if folder is not None and trainer.accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier run's, which may have other files
         keep_augmented_model(role, folder, trainer.processing_class)
         write_record(folder, plain_record("augmented", role.model))
 
@@ -273,125 +277,3 @@ def _clone(model: PreTrainedModel) -> PreTrainedModel:
         clone = type(model)._from_config(model.config, dtype=model.dtype)
     clone.load_state_dict(model.state_dict())
     return clone.requires_grad_(False).eval()
-
-
-def is_adapter(path_or_id: str) -> bool:
-    """Whether a local folder or a Hub id is that of a PEFT adapter."""
-    return find_adapter_config_file(path_or_id) is not None
-
-
-def _base_of(adapter: str) -> tuple[str, str] | None:
-    """Name and revision of an adapter's base; nothing of a whole model."""
-    if not is_adapter(adapter):
-        return None
-    peft_config = PeftConfig.from_pretrained(adapter)
-    return peft_config.base_model_name_or_path, peft_config.revision or "main"
-
-
-def _own_base(model: PeftModel) -> tuple[str, str]:
-    return get_config_model_id(model.get_base_model().config), model.active_peft_config.revision or "main"
-
-
-def load_like(path_or_id: str, model: PreTrainedModel | PeftModel, init_kwargs: dict | None) -> PreTrainedModel:
-    """
-    Load a model, or an adapter with its base, at the precision and quantisation of another.
-
-    Args:
-        path_or_id (`str`):
-            Local folder or Hub id of a model or of an adapter.
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The other.
-        init_kwargs (`dict`, *optional*):
-            Further arguments of `from_pretrained`.
-
-    Returns:
-        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]:
-            The model, frozen.
-    """
-    causal_lm = without_peft(model)
-    # Of another attention the logits differ, and α multiplies that.
-    kwargs = {"attn_implementation": causal_lm.config._attn_implementation} | dict(init_kwargs or {})
-    kwargs |= {"dtype": causal_lm.dtype} | device_map_kwargs()
-    if is_quantized(causal_lm):
-        kwargs["quantization_config"] = causal_lm.hf_quantizer.quantization_config
-    base = _base_of(path_or_id)
-    name, kwargs["revision"] = base or (path_or_id, "main")  # the student's revision is that of another repository
-    loaded = create_model_from_path(name, **kwargs)
-    if base is not None:
-        loaded = PeftModel.from_pretrained(loaded, path_or_id)
-    return loaded.requires_grad_(False).eval()
-
-
-def device_map_kwargs() -> dict[str, None]:
-    """Keeps `create_model_from_path` from splitting a model over all GPUs where each has a process, as TRL does."""
-    distributed = PartialState().distributed_type in (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
-    return {"device_map": None} if distributed else {}
-
-
-def check_initialisation(peft_config: PeftConfig) -> None:
-    """Raise where a new adapter is not the identity on the base model, or is made by changing the base model."""
-    name = "init_lora_weights" if isinstance(peft_config, LoraConfig) else "init_weights"  # of LoHa, LoKr, OFT, …
-    initialisation = getattr(peft_config, name, True)
-    if initialisation not in (True, "gaussian"):
-        raise ValueError(
-            f"With `{name}={initialisation!r}` a new adapter is no identity, or the base weights change: with "
-            f"the adapter off, the model would not be the original one. Use `{name}=True`."
-        )
-    check_adapter(peft_config)
-
-
-def check_adapter(peft_config: PeftConfig) -> None:
-    """
-    Raise where an adapter trains biases of the base model, which stay when it is off, or works in the forward pass of
-    PEFT's wrapper, which the losses go around.
-    """
-    if peft_config.peft_type == PeftType.ADALORA or getattr(peft_config, "alora_invocation_tokens", None) is not None:
-        raise ValueError(
-            "AdaLoRA, and LoRA with `alora_invocation_tokens`, are not supported: they need PEFT's own forward pass. Use "
-            "plain LoRA."
-        )
-    if getattr(peft_config, "bias", "none") != "none":
-        raise ValueError(
-            f"With `bias={peft_config.bias!r}` the base model's biases are trained, and with the adapter off the model "
-            "would not be the original one. Leave the PEFT config's `bias` at 'none'."
-        )
-
-
-def check_augmented_model(augmented: str | PreTrainedModel | PeftModel, model: PreTrainedModel | PeftModel) -> None:
-    """Raise where a given augmented model can't be found, or is not like the model. A path's weights are not read."""
-    if not isinstance(augmented, str):
-        check_same_precision(augmented, model)
-        return
-    name, revision = _base_of(augmented) or (augmented, "main")
-    config = AutoConfig.from_pretrained(name, revision=revision)
-    _check_same_vocabulary(
-        config.get_text_config().vocab_size, without_peft(model).config.get_text_config().vocab_size
-    )
-
-
-def _check_same_vocabulary(augmented: int, student: int) -> None:
-    if augmented != student:
-        raise ValueError(
-            f"`augmented_model` has {augmented} tokens in its vocabulary and the model {student}. It must be the same "
-            "model trained further."
-        )
-
-
-def check_same_precision(teacher: PreTrainedModel | PeftModel, student: PreTrainedModel | PeftModel) -> None:
-    """Raise where the augmented model has another vocabulary, dtype or quantisation than the student."""
-    teacher, student = without_peft(teacher), without_peft(student)
-    _check_same_vocabulary(*(model.get_output_embeddings().weight.shape[0] for model in (teacher, student)))
-    precisions = [(str(model.dtype), _quantization(model)) for model in (teacher, student)]
-    if precisions[0] != precisions[1]:
-        raise ValueError(
-            f"`augmented_model` is held as {precisions[0]} and the model as {precisions[1]} (dtype, quantisation). "
-            "α would multiply that difference. Load both alike, or pass `augmented_model` as a path: it is then."
-        )
-
-
-def _quantization(model: PreTrainedModel) -> str | None:
-    if not is_quantized(model):
-        return None
-    config = model.hf_quantizer.quantization_config
-    kind = f"{config.quant_method} {config.bnb_4bit_quant_type} double={config.bnb_4bit_use_double_quant}"
-    return f"{kind} compute={config.bnb_4bit_compute_dtype}"

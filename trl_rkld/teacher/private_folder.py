@@ -7,9 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 
-from unlearn_eval.results import write_json
+from unlearn_eval.files import write_json
 
 from ..run_record import checkpoints, read_record
 
@@ -108,6 +110,24 @@ class PrivateFolder:
                         Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:  # alive
                 continue
+
+
+def save_private(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """
+    Write tensors to a file that only its owner can read, complete or not at all.
+
+    Args:
+        tensors (`dict[str, torch.Tensor]`):
+            Contiguous tensors by name.
+        path (`Path`):
+            File, in a private folder.
+        metadata (`dict[str, str]`, *optional*):
+            What else the file says.
+    """
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata)
+    partial.chmod(0o600)
+    partial.replace(path)
 
 
 def _name(output_dir: str) -> str:

@@ -70,6 +70,19 @@ class Role:
             return chunked_nll(self.head_input(inputs, accelerator), counted_labels(inputs)).label_log_probs
 
 
+def is_counted(labels: torch.Tensor) -> torch.Tensor:
+    """
+    Which tokens of a batch count, of shape `(batch_size, length - 1)`: a sequence's first has nothing before it that could
+    predict it.
+    """
+    return labels[:, 1:] != -100
+
+
+def answer_lengths(labels: torch.Tensor) -> torch.Tensor:
+    """Counted tokens of each sample, of shape `(batch_size,)`."""
+    return is_counted(labels).sum(1)
+
+
 def counted_hidden_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
     What enters the head at the tokens before each counted one: the last hidden states after the final norm.
@@ -87,14 +100,12 @@ def counted_hidden_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> 
     backbone = without_peft(model).base_model
     outputs = backbone(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
     hidden_states = outputs.last_hidden_state  # of a model split over devices, on the last of them
-    counted = (inputs["labels"][:, 1:] != -100).to(hidden_states.device)
-    return hidden_states[:, :-1][counted]
+    return hidden_states[:, :-1][is_counted(inputs["labels"]).to(hidden_states.device)]
 
 
 def counted_labels(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """The counted tokens of a batch, of shape `(num_tokens,)`, in the order of [`counted_hidden_states`]."""
-    labels = inputs["labels"][:, 1:]
-    return labels[labels != -100]
+    return inputs["labels"][:, 1:][is_counted(inputs["labels"])]
 
 
 def answer_probabilities(label_log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -111,7 +122,7 @@ def answer_probabilities(label_log_probs: torch.Tensor, labels: torch.Tensor) ->
         `torch.Tensor`:
             Probabilities of shape `(batch_size,)`.
     """
-    lengths = (labels[:, 1:] != -100).sum(1).to(label_log_probs.device)
+    lengths = answer_lengths(labels).to(label_log_probs.device)
     return (sum_of_answers(label_log_probs, labels) / lengths).exp()
 
 
@@ -129,7 +140,7 @@ def sum_of_answers(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         `torch.Tensor`:
             Sums of shape `(batch_size,)`.
     """
-    answers = values.split((labels[:, 1:] != -100).sum(1).tolist())
+    answers = values.split(answer_lengths(labels).tolist())
     return torch.stack([answer.sum() for answer in answers])
 
 
@@ -228,5 +239,5 @@ def check_logits(role: Role, batch: dict[str, torch.Tensor], accelerator: Accele
         logits = role.model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).logits
-    theirs = logits[:, :-1][batch["labels"][:, 1:] != -100]
+    theirs = logits[:, :-1][is_counted(batch["labels"])]
     check_head(role.causal_lm, ours.head.logits(ours.hidden_states).to(theirs.device), theirs)

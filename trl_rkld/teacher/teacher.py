@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from unlearn_eval.fingerprint import hash_tensors
 
 from ..losses import HeadInput, LMHead
+from .private_folder import save_private
 from .roles import AUGMENTED, Role
 from .token_states import TokenStates
 
@@ -36,11 +36,11 @@ class LiveTeacher:
     augmented_role: Role | None
     accelerator: Accelerator
 
-    def original(self, inputs: dict[str, torch.Tensor], student_head: LMHead) -> HeadInput:
+    def original(self, inputs: dict[str, torch.Tensor]) -> HeadInput:
         """Hidden states and head of the original model for a batch."""
         return self.original_role.head_input(inputs, self.accelerator)
 
-    def augmented(self, inputs: dict[str, torch.Tensor], student_head: LMHead) -> HeadInput:
+    def augmented(self, inputs: dict[str, torch.Tensor]) -> HeadInput:
         """Hidden states and head of the augmented model for a batch."""
         return self.augmented_role.head_input(inputs, self.accelerator)
 
@@ -66,6 +66,8 @@ class CachedTeacher:
     Holds what the models gave once. A head of `None` is the student's own, which does not train.
 
     Args:
+        student_head ([`~trl_rkld.losses.LMHead`]):
+            Head of the student, sharing its tensors.
         original_states ([`~trl_rkld.teacher.token_states.TokenStates`], *optional*):
             Hidden states of the original model, for losses that need its logits.
         original_head ([`~trl_rkld.losses.LMHead`], *optional*):
@@ -78,19 +80,20 @@ class CachedTeacher:
             Log-probabilities of the labels under the original model, for methods that need no more of it.
     """
 
+    student_head: LMHead
     original_states: TokenStates | None = None
     original_head: LMHead | None = None
     augmented_states: TokenStates | None = None
     augmented_head: LMHead | None = None
     original_answers: TokenStates | None = None
 
-    def original(self, inputs: dict[str, torch.Tensor], student_head: LMHead) -> HeadInput:
+    def original(self, inputs: dict[str, torch.Tensor]) -> HeadInput:
         """Hidden states and head of the original model for a batch."""
-        return HeadInput(self.original_states.of(inputs), self.original_head or student_head)
+        return HeadInput(self.original_states.of(inputs), self.original_head or self.student_head)
 
-    def augmented(self, inputs: dict[str, torch.Tensor], student_head: LMHead) -> HeadInput:
+    def augmented(self, inputs: dict[str, torch.Tensor]) -> HeadInput:
         """Hidden states and head of the augmented model for a batch."""
-        return HeadInput(self.augmented_states.of(inputs), self.augmented_head or student_head)
+        return HeadInput(self.augmented_states.of(inputs), self.augmented_head or self.student_head)
 
     def original_log_probs(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities of a batch's counted tokens under the original model, of shape `(num_tokens,)`."""
@@ -126,10 +129,7 @@ class CachedTeacher:
             fingerprint (`dict[str, str]`):
                 Hashes of what it was made from.
         """
-        partial = path.with_suffix(".partial")
-        save_file(self.tensors(), partial, metadata={"fingerprint": json.dumps(fingerprint)})
-        partial.chmod(0o600)
-        partial.replace(path)
+        save_private(self.tensors(), path, metadata={"fingerprint": json.dumps(fingerprint)})
 
     @classmethod
     def load(cls, path: Path, student_head: LMHead, device: torch.device) -> "CachedTeacher":
@@ -140,7 +140,7 @@ class CachedTeacher:
             path (`Path`):
                 File.
             student_head ([`~trl_rkld.losses.LMHead`]):
-                Gives the scale and the soft cap, which the file does not hold.
+                Head of the student; gives the scale and the soft cap, too, which the file does not hold.
             device (`torch.device`):
                 Where the heads go.
 
@@ -160,7 +160,14 @@ class CachedTeacher:
                     bias = file.get_tensor(f"{role}.bias").to(device) if f"{role}.bias" in names else None
                     return student_head._replace(weight=file.get_tensor(f"{role}.weight").to(device), bias=bias)
 
-            return cls(states("original"), head("original"), states("augmented"), head("augmented"), states("answers"))
+            return cls(
+                student_head,
+                states("original"),
+                head("original"),
+                states("augmented"),
+                head("augmented"),
+                states("answers"),
+            )
 
 
 def read_fingerprint(path: Path) -> dict[str, str]:

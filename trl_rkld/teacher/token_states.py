@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from .roles import batches
+from .roles import answer_lengths, batches
 
 
 class TokenStates:
@@ -84,8 +84,7 @@ class TokenStates:
         """
         ids, labels = inputs["sample_id"].tolist(), inputs["labels"]
         rows = [self.states[self.starts[i] : self.starts[i + 1]] for i in ids if i + 1 < len(self.starts)]
-        counted = (labels[:, 1:] != -100).sum(1).tolist()
-        if [len(states) for states in rows] != counted:
+        if [len(states) for states in rows] != answer_lengths(labels).tolist():
             raise ValueError(
                 "A sample has no cached teacher states. Pass every evaluation set as `eval_dataset` when constructing "
                 "the trainer, or set `precompute_teacher=False`."

@@ -21,9 +21,9 @@ from unlearn_eval.models import without_peft
 from unlearn_eval.prompts import date_remedy
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
+from ..adapters import check_adapter, check_initialisation, student_adapter
 from ..losses import lm_head_of
 from ..run_record import read_record
-from ..teacher.prepare import check_adapter, check_initialisation
 from .unlearning_config import UnlearningConfig
 
 
@@ -42,7 +42,7 @@ def check_arguments(
     if train_dataset is None:
         raise ValueError("`train_dataset` is required: the records to forget.")
     evaluation = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    for name, dataset in {"train": train_dataset, "retain": retain_dataset, **evaluation}.items():
+    for name, dataset in (("train", train_dataset), ("retain", retain_dataset), *evaluation.items()):
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise ValueError(f"The {name} dataset is empty. Pass at least one record.")
     if isinstance(train_dataset, IterableDataset):
@@ -138,19 +138,3 @@ def check_model(model: PreTrainedModel | PeftModel, distributed_type: Distribute
                 f"Beside the adapter, `{others[0]}` is trainable, so that with the adapter off the model would not stay "
                 "the original one. Freeze it."
             )
-
-
-def student_adapter(model: PeftModel) -> str:
-    """Name of the one active adapter of a model: the one that is trained."""
-    if len(model.active_adapters) != 1:
-        raise ValueError(
-            f"The model has the active adapters {model.active_adapters}. Activate one (`model.set_adapter`) and merge "
-            "the others."
-        )
-    if model.active_peft_config.is_prompt_learning:
-        raise ValueError("Prompt-learning adapters are not supported: they shift every position. Use LoRA.")
-    if model.active_adapters != ["default"]:
-        raise ValueError(
-            f"The adapter is called {model.active_adapters[0]!r}. Load it as TRL does, with `adapter_name='default'`."
-        )
-    return model.active_adapters[0]

@@ -52,5 +52,5 @@ class NPOTrainer(UnlearningTrainer):
     def count_forget_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.tensor(len(inputs["labels"]))  # the loss is one of whole answers
 
-    def _card_settings(self) -> dict[str, Any]:
-        return {"beta": self.args.beta} | super()._card_settings()
+    def method_settings(self) -> dict[str, Any]:
+        return {"beta": self.args.beta} | super().method_settings()

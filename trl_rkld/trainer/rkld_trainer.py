@@ -9,9 +9,7 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.training_args import TrainingArguments
 
-from unlearn_eval.models import without_peft
-
-from ..losses import TokenLosses, chunked_divergence, lm_head_of
+from ..losses import TokenLosses, chunked_divergence
 from ..teacher.augmented import train_further
 from ..teacher.roles import counted_labels
 from .rkld_config import RKLDConfig
@@ -144,17 +142,18 @@ class RKLDTrainer(UnlearningTrainer):
         }
 
     def forget_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
-        # The teacher, l_t = l_o − α · ReLU(l_aug − l_o), and the divergence from it, head by head and chunk by chunk.
-        head = lm_head_of(without_peft(model))
-        original = self.teacher.original(inputs, head)
-        augmented = self.teacher.augmented(inputs, head)
-        student = self.student(model, inputs)
+        # The divergence from the teacher, l_t = l_o − α · ReLU(l_aug − l_o), whose logits are made chunk by chunk.
         return chunked_divergence(
-            student, original, augmented, counted_labels(inputs), alpha=self.args.alpha, beta=self.args.beta
+            self.student(model, inputs),
+            self.teacher.original(inputs),
+            counted_labels(inputs),
+            augmented=self.teacher.augmented(inputs),
+            alpha=self.args.alpha,
+            beta=self.args.beta,
         )
 
-    def _card_settings(self) -> dict[str, Any]:
-        return {"alpha": self.args.alpha, "beta": self.args.beta} | super()._card_settings()
+    def method_settings(self) -> dict[str, Any]:
+        return {"alpha": self.args.alpha, "beta": self.args.beta} | super().method_settings()
 
     def _verdict_hint(self) -> str:
         return ", `augmented_num_train_epochs` (see `teacher_gap`: 0 means that the augmented model learnt nothing) and `alpha`"

@@ -1,41 +1,9 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 from functools import partial
-from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
 
-from unlearn_eval.models import without_peft
-from unlearn_eval.quantization import is_quantized
-
-from ..run_record import complete_checkpoint, read_record, write_record
-from ..version import __version__
-
-
-def base_record(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
-    """
-    How the weights below a model, or below its adapter, were held: what merging and evaluation need to know.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Model.
-
-    Returns:
-        `dict`:
-            `"dtype"` and `"quantization"`. Name and revision of an adapter's base stand in its configuration.
-    """
-    causal_lm = without_peft(model)
-    quantized = is_quantized(causal_lm)
-    return {
-        "dtype": str(causal_lm.dtype).removeprefix("torch."),
-        "quantization": causal_lm.hf_quantizer.quantization_config.to_dict() if quantized else None,
-    }
-
-
-def plain_record(method: str, model: PreTrainedModel | PeftModel) -> dict[str, Any]:
-    """The record of a model that was not made by an [`UnlearningTrainer`]; `method` says how. See [`base_record`]."""
-    record = {"trl_rkld_version": __version__, "method": method, "finished": True, "forget_set": None, "adapter": None}
-    return record | base_record(model)
+from ..run_record import complete_checkpoint, plain_record, read_record, write_record
 
 
 class ResumesAdapter:

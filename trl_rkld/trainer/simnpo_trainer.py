@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..losses import TokenLosses, label_log_probs, simnpo_losses
-from ..teacher.roles import counted_labels, sum_of_answers
+from ..teacher.roles import answer_lengths, counted_labels, sum_of_answers
 from .simnpo_config import SimNPOConfig
 from .unlearning_trainer import UnlearningTrainer
 
@@ -44,12 +44,12 @@ class SimNPOTrainer(UnlearningTrainer):
     def forget_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
         log_probs = label_log_probs(self.student(model, inputs), counted_labels(inputs))
         answers = sum_of_answers(log_probs, inputs["labels"])
-        lengths = sum_of_answers(torch.ones_like(log_probs), inputs["labels"])
+        lengths = answer_lengths(inputs["labels"]).to(answers.device)
         losses = simnpo_losses(answers, lengths, self.args.beta, self.args.gamma)
         return TokenLosses.without_teacher(losses.sum(), log_probs)
 
     def count_forget_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.tensor(len(inputs["labels"]))  # the loss is one of whole answers
 
-    def _card_settings(self) -> dict[str, Any]:
-        return {"beta": self.args.beta, "gamma": self.args.gamma} | super()._card_settings()
+    def method_settings(self) -> dict[str, Any]:
+        return {"beta": self.args.beta, "gamma": self.args.gamma} | super().method_settings()

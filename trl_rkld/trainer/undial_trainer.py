@@ -6,9 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from unlearn_eval.models import without_peft
-
-from ..losses import TokenLosses, chunked_divergence, lm_head_of
+from ..losses import TokenLosses, chunked_divergence
 from ..teacher.roles import counted_labels
 from .undial_config import UNDIALConfig
 from .unlearning_trainer import UnlearningTrainer
@@ -46,16 +44,13 @@ class UNDIALTrainer(UnlearningTrainer):
     uses_original_logits = True
 
     def forget_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
-        original = self.teacher.original(inputs, lm_head_of(without_peft(model)))
         return chunked_divergence(
             self.student(model, inputs),
-            original,
-            None,
+            self.teacher.original(inputs),
             counted_labels(inputs),
-            alpha=0.0,
             beta=0.0,
             label_penalty=self.args.label_penalty,
         )
 
-    def _card_settings(self) -> dict[str, Any]:
-        return {"label_penalty": self.args.label_penalty} | super()._card_settings()
+    def method_settings(self) -> dict[str, Any]:
+        return {"label_penalty": self.args.label_penalty} | super().method_settings()

@@ -24,6 +24,7 @@ from unlearn_eval.fingerprint import hash_samples, hash_tensors
 from unlearn_eval.models import without_peft
 from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
 
+from ..adapters import is_adapter, student_adapter
 from ..data import (
     TEMPLATE,
     DataCollatorForUnlearning,
@@ -36,6 +37,7 @@ from ..data import (
 )
 from ..losses import HeadInput, TokenLosses, chunked_divergence, chunked_nll, lm_head_of
 from ..run_record import (
+    base_record,
     check_same_run,
     complete_checkpoint,
     mark_finished,
@@ -43,7 +45,8 @@ from ..run_record import (
     stopped_at,
     write_record,
 )
-from ..teacher.prepare import check_augmented_model, is_adapter, needed_bytes, prepare_teacher, teacher_fingerprint
+from ..teacher.given import check_augmented_model
+from ..teacher.prepare import needed_bytes, prepare_teacher, teacher_fingerprint
 from ..teacher.private_folder import PrivateFolder
 from ..teacher.roles import (
     Role,
@@ -52,12 +55,13 @@ from ..teacher.roles import (
     check_no_dropout,
     counted_hidden_states,
     counted_labels,
+    is_counted,
     probabilities_of_answers,
 )
 from ..version import __version__
-from .checks import check_arguments, check_is_text, check_model, student_adapter, warn_of_dates, warn_slow_bfloat16
+from .checks import check_arguments, check_is_text, check_model, warn_of_dates, warn_slow_bfloat16
 from .model_card import extend_model_card
-from .saves_record import ResumesAdapter, base_record
+from .saves_record import ResumesAdapter
 from .unlearning_config import UnlearningConfig
 
 
@@ -224,8 +228,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         labels = counted_labels(inputs)
         if self.args.retain_loss_type == "nll":
             return chunked_nll(self.student(model, inputs), labels)
-        original = self.teacher.original(inputs, lm_head_of(without_peft(model)))
-        return chunked_divergence(self.student(model, inputs), original, None, labels, alpha=0.0, beta=0.0)
+        return chunked_divergence(self.student(model, inputs), self.teacher.original(inputs), labels, beta=0.0)
 
     def count_forget_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """
@@ -240,7 +243,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
             `torch.Tensor`:
                 A whole number.
         """
-        return _count_tokens(inputs["labels"])
+        return is_counted(inputs["labels"]).sum()
 
     def student(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> HeadInput:
         """
@@ -307,18 +310,18 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
 
     def _record(self, mode: str, name: str, losses: TokenLosses, inputs: dict[str, torch.Tensor]) -> None:
         probabilities = answer_probabilities(losses.label_log_probs, inputs["labels"])
-        sums = [losses.loss.detach(), losses.teacher_entropy.sum(), losses.teacher_gap.sum(), probabilities.sum()]
-        num_items = self.count_forget_items(inputs) if name == "forget" else _count_tokens(inputs["labels"])
-        counts = [num_items, len(losses.label_log_probs), len(probabilities)]
-        sums += [sums[0].new_tensor(float(count)) for count in counts]
-        loss, entropy, gap, probability, num_items, num_tokens, num_samples = self.accelerator.reduce(
-            torch.stack(sums), "sum"
-        ).tolist()
-        metrics = {f"{name}_loss": (loss, num_items), f"{name}_prob": (probability, num_samples)}
+        num_items = self.count_forget_items(inputs) if name == "forget" else is_counted(inputs["labels"]).sum()
+        means = {
+            f"{name}_loss": (losses.loss.detach(), num_items),
+            f"{name}_prob": (probabilities.sum(), len(probabilities)),
+        }
         if name == "forget" and self.uses_augmented_model:
-            metrics |= {"teacher_entropy": (entropy, num_tokens), "teacher_gap": (gap, num_tokens)}
-        for key, (total, count) in metrics.items():
-            self._sums[mode][key] = [x + y for x, y in zip(self._sums[mode][key], (total, count), strict=True)]
+            num_tokens = len(losses.label_log_probs)
+            means["teacher_entropy"] = losses.teacher_entropy.sum(), num_tokens
+            means["teacher_gap"] = losses.teacher_gap.sum(), num_tokens
+        pairs = torch.stack([torch.stack([total, total.new_tensor(float(n))]) for total, n in means.values()])
+        for key, pair in zip(means, self.accelerator.reduce(pairs, "sum").tolist(), strict=True):
+            self._sums[mode][key] = [x + y for x, y in zip(self._sums[mode][key], pair, strict=True)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
@@ -338,7 +341,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         check_columns(first_row, args.dataset_text_field, dataset_name)
         if isinstance(dataset, Dataset):
             dataset = in_memory(dataset)
-            check_answers(dataset, dataset_name)
+            check_answers(dataset, dataset_name, args.dataset_text_field)
         if is_tokenized_here(first_row):
             if dataset_name == "train":
                 warn_of_dates(args, self._tokenizer, first_row)
@@ -348,18 +351,23 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         # TRL prepares what is left: strings, masks, labels. Never truncated: `check_rows` raises instead.
         args_of_trl = copy.copy(args)
         args_of_trl.max_length, args_of_trl.dataset_num_proc = None, None
+        args_of_trl.shuffle_dataset = False  # until the rows have been checked, by their numbers
         self.completion_only_loss = True  # of tokenised rows, too: TRL asks the first of the forget set only
         dataset = super()._prepare_dataset(dataset, processing_class, args_of_trl, False, None, dataset_name)
         dataset = dataset.select_columns(_COLUMNS[:2])
         if isinstance(dataset, Dataset):
             dataset = dataset.cast(Features({name: List(Value("int64")) for name in _COLUMNS[:2]}))
             check_rows(dataset, args.max_length, dataset_name)
+            if args.shuffle_dataset:
+                dataset = dataset.shuffle(seed=args.seed)
             ids = range(self._num_samples, self._num_samples + len(dataset))
             dataset = dataset.add_column("sample_id", list(ids))
             self._num_samples += len(dataset)
         else:
             check = partial(check_row, max_length=args.max_length, name=dataset_name)
             dataset = dataset.map(check, with_indices=True)
+            if args.shuffle_dataset:
+                dataset = dataset.shuffle(seed=args.seed)
         return dataset
 
     def _set_signature_columns_if_needed(self):
@@ -384,7 +392,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
     def _count_items(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Items of the forget loss and counted tokens of the retain samples, of shape `(2,)`."""
         retained = [batch["retain_labels"] for batch in batches if "retain_labels" in batch]
-        counts = [sum(map(self.count_forget_items, batches)), sum(map(_count_tokens, retained))]
+        counts = [sum(map(self.count_forget_items, batches)), sum(is_counted(labels).sum() for labels in retained)]
         return torch.stack([torch.as_tensor(count, device=self.accelerator.device) for count in counts])
 
     def eval_datasets(self) -> list[Dataset]:
@@ -439,12 +447,17 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
             if self.args.disable_dropout:
                 check_no_dropout(Role(self.model), batch, self.accelerator)
             if self.needs_teacher and self.teacher is None:
-                self._prepare_teacher(checkpoint, stack)
-            else:
-                if checkpoint is not None:
-                    check_same_run(checkpoint, self._run_record())
-                if self.teacher is not None:  # an earlier `train()` has failed
-                    self._hold_private_folder(stack, resuming=True, needed_bytes=0)
+                if self._teacher_digest is not None:
+                    raise ValueError(
+                        "A live teacher (`precompute_teacher=False`) lasts for one `train()`, after which the model is no "
+                        "longer the original. Construct a new trainer."
+                    )
+                self._teacher_fingerprint = teacher_fingerprint(self)
+            expected_digest = None if checkpoint is None else check_same_run(checkpoint, self._run_record())
+            if self.needs_teacher:
+                self._hold_private_folder(checkpoint, stack)
+                if self.teacher is None:
+                    self._make_teacher(expected_digest, stack)
             if self._before is None:
                 self._before = self._answer_probabilities("Answers before")
             set_seed(self.args.seed)  # whatever went on until here, the run is the same
@@ -472,36 +485,27 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         self._report_verdict(before, after, output)
         return output
 
-    def _hold_private_folder(self, stack: ExitStack, resuming: bool, needed_bytes: int) -> None:
+    def _hold_private_folder(self, checkpoint: str | None, stack: ExitStack) -> None:
+        has_teacher = self.teacher is not None  # an earlier `train()` has failed
+        resuming = checkpoint is not None or has_teacher
         if self.accelerator.is_main_process:
-            self._private_folder.open(resuming, needed_bytes)
+            is_there = has_teacher or (resuming and self._private_folder.teacher_file.is_file())
+            self._private_folder.open(resuming, 0 if is_there else needed_bytes(self))
             stack.callback(self._private_folder.release)
         self.accelerator.wait_for_everyone()
-
-    def _prepare_teacher(self, checkpoint: str | None, stack: ExitStack) -> None:
-        if self._teacher_digest is not None:
-            raise ValueError(
-                "A live teacher (`precompute_teacher=False`) lasts for one `train()`, after which the model is no longer "
-                "the original. Construct a new trainer."
-            )
-        expected_digest = None
-        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        self._teacher_fingerprint = teacher_fingerprint(self)
-        if checkpoint is not None:
-            expected_digest = check_same_run(checkpoint, self._run_record())
-        resuming = checkpoint is not None
-        is_cached = resuming and self._private_folder.teacher_file.is_file()
-        self._hold_private_folder(stack, resuming, 0 if is_cached else needed_bytes(self))
         if not self._private_folder.path.is_dir():
             raise ValueError(
                 f"`teacher_cache_dir={str(self._private_folder.root)!r}` is not shared by all nodes. Set it to a folder that is."
             )
+
+    def _make_teacher(self, expected_digest: str | None, stack: ExitStack) -> None:
+        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         self.teacher = prepare_teacher(self, self._private_folder, self._teacher_fingerprint, expected_digest, stack)
-        if not self.args.precompute_teacher:
-            stack.callback(setattr, self, "teacher", None)
         self._teacher_digest = self.teacher.digest()
         if self.args.precompute_teacher:
             self.augmented_model = None  # its states are cached
+        else:
+            stack.callback(setattr, self, "teacher", None)
         for name, parameter in self.model.named_parameters():  # PEFT switches on what the user may have frozen
             parameter.requires_grad_(trainable.get(name, False))
 
@@ -561,7 +565,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
             "num_forget": len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None,
             "retain_set": self.retain_set_hash,
             "adapter": self._adapter_hash(),
-            "settings": self._card_settings(),
+            "settings": self.method_settings(),
             "teacher": self._teacher_fingerprint,
             "teacher_digest": self._teacher_digest,
             **base_record(self.model),
@@ -573,7 +577,8 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         parameters = self.model.named_parameters()
         return hash_tensors((name, p) for name, p in parameters if f".{self.student_adapter}." in f"{name}.")
 
-    def _card_settings(self) -> dict[str, Any]:
+    def method_settings(self) -> dict[str, Any]:
+        """What decides the result, beside data and models: in the card, and the same for a run to be resumed."""
         settings = {"precompute_teacher": self.args.precompute_teacher}
         if self.retain_dataset is not None:
             settings["retain_coef"] = self.args.retain_coef
@@ -625,7 +630,7 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
                 method=self._name,
                 num_forget=record["num_forget"],
                 forget_set=self.forget_set_hash,
-                settings=self._card_settings() | {"learning_rate": self.args.learning_rate, "steps": record["step"]},
+                settings=self.method_settings() | {"learning_rate": self.args.learning_rate, "steps": record["step"]},
                 is_adapter=self.student_adapter is not None,
             )
 
@@ -658,7 +663,3 @@ class _StopWhenForgotten(TrainerCallback):
                 f"{args.stop_at_forget_prob}."
             )
             control.should_training_stop = True
-
-
-def _count_tokens(labels: torch.Tensor) -> torch.Tensor:
-    return (labels[:, 1:] != -100).sum()

@@ -6,9 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from unlearn_eval.models import without_peft
-
-from ..losses import TokenLosses, chunked_nll, lm_head_of, teacher_labels
+from ..losses import TokenLosses, chunked_nll, teacher_labels
 from ..teacher.roles import counted_labels
 from .rkld_trainer import RKLDTrainer
 from .whp_config import WHPConfig
@@ -44,13 +42,12 @@ class WHPTrainer(RKLDTrainer):
     config_class = WHPConfig
 
     def forget_losses(self, model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> TokenLosses:
-        head = lm_head_of(without_peft(model))
-        original = self.teacher.original(inputs, head)
-        targets, gap = teacher_labels(original, self.teacher.augmented(inputs, head), self.args.alpha)
+        original, augmented = self.teacher.original(inputs), self.teacher.augmented(inputs)
+        targets, entropy, gap = teacher_labels(original, augmented, self.args.alpha)
         losses = chunked_nll(self.student(model, inputs), counted_labels(inputs), targets)
-        return losses._replace(teacher_gap=gap)
+        return losses._replace(teacher_entropy=entropy, teacher_gap=gap)
 
-    def _card_settings(self) -> dict[str, Any]:
-        settings = super()._card_settings()
+    def method_settings(self) -> dict[str, Any]:
+        settings = super().method_settings()
         del settings["beta"]
         return settings

@@ -31,7 +31,8 @@ class Question(NamedTuple):
     prompt_ids: list[int]
     answers: list[tuple[int, list[int]]]
 
-    def __len__(self) -> int:
+    @property
+    def num_tokens(self) -> int:
         # The last token of an answer is not among the inputs: nothing follows it.
         return len(self.prompt_ids) + sum(len(ids) - 1 for _, ids in self.answers)
 
@@ -50,8 +51,8 @@ class TransformersBackend:
             elsewhere.
         batch_size (`int`, *optional*, defaults to `32`):
             Prompts that are continued at once.
-        hidden_id (`int`, *optional*):
-            Token that no token may attend to, as [OU]'s padding mask has it: `--compat open_unlearning`. The model's
+        masked_token_id (`int`, *optional*):
+            Token that no token may attend to, as open-unlearning's padding mask has it: `--compat open_unlearning`. The model's
             own generation settings then hold but for sampling, as there.
     """
 
@@ -61,9 +62,9 @@ class TransformersBackend:
         end_ids: Sequence[int],
         batch_tokens: int | None = None,
         batch_size: int = 32,
-        hidden_id: int | None = None,
+        masked_token_id: int | None = None,
     ):
-        self.model, self.end_ids, self.hidden_id = model, list(end_ids), hidden_id
+        self.model, self.end_ids, self.masked_token_id = model, list(end_ids), masked_token_id
         self.causal_lm = without_peft(model)
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 8192)
         self.batch_size = batch_size
@@ -110,7 +111,7 @@ class TransformersBackend:
             else:
                 questions = [Question(one.prompt_ids, [answer]) for one in questions for answer in one.answers]
                 score = self._score_rows
-            questions.sort(key=len, reverse=True)
+            questions.sort(key=lambda question: question.num_tokens, reverse=True)
             for batch in _by_tokens(questions, self.batch_tokens):
                 yield from score(batch)
 
@@ -127,8 +128,8 @@ class TransformersBackend:
             `tuple[int, list[int]]`:
                 Index of a request and the new tokens, without the one that ends the turn.
         """
-        # What [OU] hides in a prompt is as good as absent: positions there count the visible tokens only.
-        prompts = [[token for token in request.prompt_ids if token != self.hidden_id] for request in requests]
+        # What open-unlearning hides in a prompt is as good as absent: positions there count the visible tokens only.
+        prompts = [[token for token in request.prompt_ids if token != self.masked_token_id] for request in requests]
         order = sorted(range(len(requests)), key=lambda i: (requests[i].max_new_tokens, len(prompts[i])), reverse=True)
         with evaluating(self.model):
             for start in range(0, len(order), self.batch_size):
@@ -246,7 +247,7 @@ class TransformersBackend:
 
     def _visible(self, ids: torch.Tensor) -> torch.Tensor:
         """Which tokens may be attended to."""
-        return torch.ones_like(ids, dtype=torch.bool) if self.hidden_id is None else ids != self.hidden_id
+        return torch.ones_like(ids, dtype=torch.bool) if self.masked_token_id is None else ids != self.masked_token_id
 
     def _continue(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         width = max(map(len, prompts))
@@ -262,10 +263,10 @@ class TransformersBackend:
             eos_token_id=self.end_ids,
             pad_token_id=self.end_ids[0],
         )
-        # What is unset in these is taken from the model's own settings (a repetition penalty, say), if it has any: in [OU]
+        # What is unset in these is taken from the model's own settings (a repetition penalty, say), if it has any: in open-unlearning
         # it is meant to be.
         own = self.causal_lm.generation_config
-        self.causal_lm.generation_config = GenerationConfig() if self.hidden_id is None else own
+        self.causal_lm.generation_config = GenerationConfig() if self.masked_token_id is None else own
         try:
             output = self.causal_lm.generate(
                 input_ids=ids,
@@ -309,7 +310,7 @@ def _pieces(question: Question, batch_tokens: int) -> Iterator[Question]:
     """A question of at most that many tokens, or several with some of its answers: many texts begin with the same token."""
     piece = Question(question.prompt_ids, [])
     for answer in question.answers:
-        if piece.answers and len(piece) + len(answer[1]) - 1 > batch_tokens:
+        if piece.answers and piece.num_tokens + len(answer[1]) - 1 > batch_tokens:
             yield piece
             piece = Question(question.prompt_ids, [])
         piece.answers.append(answer)
@@ -320,7 +321,7 @@ def _by_tokens(questions: list[Question], batch_tokens: int) -> Iterator[list[Qu
     """Batches of questions, sorted by length, that have at most `batch_tokens` tokens when padded to the longest."""
     start = 0
     while start < len(questions):
-        size = max(1, batch_tokens // len(questions[start]))
+        size = max(1, batch_tokens // questions[start].num_tokens)
         yield questions[start : start + size]
         start += size
 

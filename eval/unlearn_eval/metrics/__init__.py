@@ -8,7 +8,7 @@ Each docstring names the aggregation and says whose gain a higher value is.
 """
 
 from .memorization import exact_memorization, extraction_strength
-from .privacy import auc, loss_score, min_k_plus_plus_score, min_k_score, privleak, reference_score, zlib_score
+from .privacy import auc, loss_score, min_k_plus_plus_score, min_k_score, privleak, zlib_score
 from .probability import answer_probability, mean_over_items, option_normalised_probability
 from .rouge import has_rouge_words, rouge_scores
 from .truth_ratio import closer_to_1_better, forget_quality, prob_mean, true_better, truth_ratio
@@ -33,7 +33,6 @@ __all__ = [
     "option_normalised_probability",
     "privleak",
     "prob_mean",
-    "reference_score",
     "retain_utility",
     "rouge_scores",
     "true_better",

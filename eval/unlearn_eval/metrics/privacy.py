@@ -59,29 +59,6 @@ def zlib_score(avg_loss: float, answer: str) -> float:
     return finite_number("avg_loss", avg_loss) / len(zlib.compress(answer.encode("utf-8")))
 
 
-def reference_score(avg_loss: float, reference_avg_loss: float) -> float:
-    """
-    Attack by loss against a second model: what the model has learnt beyond the reference.
-
-    Aggregation: [`auc`]. Direction: higher says "not in the training data". Source:
-    https://huggingface.co/papers/2012.07805, as in open-unlearning@d3d7cf9 (`mia_reference`).
-
-    Args:
-        avg_loss (`float`):
-            Mean loss under the model judged, in nats per token.
-        reference_avg_loss (`float`):
-            Mean loss of the same answer under the reference model, in nats per token.
-
-    Returns:
-        `float`:
-            The score, in nats per token.
-
-    Raises:
-        [`ValueError`]: If an argument is not finite.
-    """
-    return finite_number("avg_loss", avg_loss) - finite_number("reference_avg_loss", reference_avg_loss)
-
-
 def min_k_score(logprobs: Sequence[float], k: float = 0.4) -> float:
     """
     Min-K% attack: minus the mean of the lowest share `k` of the token log-probabilities.
@@ -165,11 +142,10 @@ def auc(forget_scores: Sequence[float], holdout_scores: Sequence[float]) -> floa
     forget_scores = finite_array("forget_scores", forget_scores)
     holdout_scores = finite_array("holdout_scores", holdout_scores)
 
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
-    n, m = len(forget_scores), len(holdout_scores)
-    holdout_ranks = rankdata(np.concatenate([forget_scores, holdout_scores]))[n:]
-    return float((holdout_ranks.sum() - m * (m + 1) / 2) / (n * m))
+    statistic = mannwhitneyu(holdout_scores, forget_scores, method="asymptotic").statistic
+    return float(statistic / (len(holdout_scores) * len(forget_scores)))
 
 
 def privleak(model_auc: float, retain_auc: float = 0.5) -> float:
