@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from unlearn_eval.evaluation import evaluate
-from unlearn_eval.prompts import tokenize_question
+from unlearn_eval.prompts import Template
 
 
 # Paraphrase and three wrong answers to each question.
@@ -58,7 +58,7 @@ def write_data(folder):
 def fit(path, pairs, tokenizer):
     """Teach a tiny model some answers by heart, and save it."""
     model = tiny_llama(len(tokenizer), tie_word_embeddings=True)
-    batches = [in_a_batch([tokenize_question(tokenizer, *pair)]) for pair in pairs]
+    batches = [in_a_batch([Template().tokenize(tokenizer, *pair)]) for pair in pairs]
     teach(model, batches * 12, learning_rate=1e-2)
     return save(model, path, tokenizer)
 

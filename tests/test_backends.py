@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BitsAndBytesConfi
 
 from unlearn_eval.backends import GenerateRequest
 from unlearn_eval.backends.transformers import TransformersBackend
-from unlearn_eval.prompts import TokenizedAnswer, tokenize_open_unlearning
+from unlearn_eval.prompts import OpenUnlearningTemplate, TokenizedAnswer
 from unlearn_eval.quantization import keep_quantized_weights
 
 
@@ -352,7 +352,7 @@ def chat_requests(tokenizer):
     """Questions and answers as open-unlearning has them, the padding token inside; two answers a question."""
     pairs = FORGET + RETAIN
     return [
-        tokenize_open_unlearning(tokenizer, question, answer, system_prompt="Be brief.")
+        OpenUnlearningTemplate(system_prompt="Be brief.").tokenize(tokenizer, question, answer)
         for i, (question, _) in enumerate(pairs)
         for answer in (pairs[i][1], pairs[i - 1][1])
     ]

@@ -29,6 +29,7 @@ from trl_rkld.scripts import compare, unlearn
 from trl_rkld.scripts.dry_run import _print_sample
 from trl_rkld.scripts.loading import trainer_model_arguments
 from unlearn_eval import EvalConfig
+from unlearn_eval.prompts import Template
 
 
 RECIPES = list_recipes()
@@ -221,7 +222,7 @@ def test_dry_run(data, llama_path):
 def test_the_sample_on_a_terminal(tokenizer, monkeypatch, capsys):
     """In brackets stand the tokens that are counted, and no others."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    sample = tokenize_row({"question": FORGET[0][0], "answer": FORGET[0][1]}, tokenizer)
+    sample = tokenize_row({"question": FORGET[0][0], "answer": FORGET[0][1]}, tokenizer, Template())
     _print_sample(sample, tokenizer)
     shown = capsys.readouterr().out
     counted = "".join(re.findall(r"\033\[1m\[(.*?)\]\033\[0m", shown, re.DOTALL))

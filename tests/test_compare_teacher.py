@@ -11,7 +11,7 @@ from trl_rkld.compare.teacher import TeacherBackend, evaluate_teacher
 from unlearn_eval import EvalConfig
 from unlearn_eval.backends import GenerateRequest, ScoreRequest
 from unlearn_eval.backends.transformers import TransformersBackend
-from unlearn_eval.prompts import tokenize_question
+from unlearn_eval.prompts import Template
 from unlearn_eval.results import read_log
 
 
@@ -35,7 +35,7 @@ def teacher_logits(models, ids):
 
 @torch.no_grad()
 def test_scores(backend, models, tokenizer):
-    requests = [ScoreRequest(*tokenize_question(tokenizer, *pair)) for pair in FORGET]
+    requests = [ScoreRequest(*Template().tokenize(tokenizer, *pair)) for pair in FORGET]
     # Two answers to one prompt share its computation.
     requests.append(ScoreRequest(requests[0].prompt_ids, requests[1].answer_ids))
     found = dict(backend.score(requests))
@@ -50,7 +50,7 @@ def test_scores(backend, models, tokenizer):
 @torch.no_grad()
 def test_greedy_answers(backend, models, tokenizer):
     """Prompts of unlike lengths in one batch, the augmented model reading along with its own cache."""
-    prompts = [list(tokenize_question(tokenizer, *pair).prompt_ids) for pair in FORGET[:4]]
+    prompts = [list(Template().tokenize(tokenizer, *pair).prompt_ids) for pair in FORGET[:4]]
     assert len({len(prompt) for prompt in prompts}) > 1
     found = dict(backend.generate([GenerateRequest(prompt, 12) for prompt in prompts]))
     answers = []

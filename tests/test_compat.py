@@ -16,7 +16,7 @@ from unlearn_eval.checkpoints import resolve_checkpoint
 from unlearn_eval.config import EvalConfig
 from unlearn_eval.evaluation import load_rows, open_backends
 from unlearn_eval.job import Job
-from unlearn_eval.prompts import tokenize_open_unlearning, tokenize_question
+from unlearn_eval.prompts import OpenUnlearningTemplate, Template
 
 
 @pytest.fixture
@@ -55,21 +55,21 @@ def llama_3_tokenizer():
 
 def test_chatml_token_ids(tokenizer):
     """The answer ends its turn, has ChatML's newline and then ends again, all of it counted."""
-    prompt, answer = tokenize_open_unlearning(tokenizer, "Who?", "Ana Torres.", system_prompt="Be brief.")
+    prompt, answer = OpenUnlearningTemplate(system_prompt="Be brief.").tokenize(tokenizer, "Who?", "Ana Torres.")
     assert tokenizer.decode(prompt) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
     )
     (newline,) = tokenizer("\n")["input_ids"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert answer == [*tokenizer("Ana Torres.")["input_ids"], end, newline, end]
-    ours = tokenize_question(tokenizer, "Who?", "Ana Torres.", system_prompt="Be brief.")
+    ours = Template(system_prompt="Be brief.").tokenize(tokenizer, "Who?", "Ana Torres.")
     assert ours == (prompt, answer[:-2])
 
 
 def test_llama_3_token_ids(llama_3_tokenizer):
     """System prompt and date stand before the question; the end of the turn is there once, the answer trimmed."""
-    prompt, answer = tokenize_open_unlearning(
-        llama_3_tokenizer, "Who?", " Ana Torres. ", "You are a helpful assistant.", "10 Apr 2025"
+    prompt, answer = OpenUnlearningTemplate("You are a helpful assistant.", "10 Apr 2025").tokenize(
+        llama_3_tokenizer, "Who?", " Ana Torres. "
     )
     assert llama_3_tokenizer.decode(prompt) == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
@@ -79,13 +79,17 @@ def test_llama_3_token_ids(llama_3_tokenizer):
     assert answer == llama_3_tokenizer("Ana Torres.<|eot_id|>")["input_ids"]
     assert answer[-1] == llama_3_tokenizer.eos_token_id
     assert prompt.count(llama_3_tokenizer.eos_token_id) == 2
-    dateless = tokenize_open_unlearning(llama_3_tokenizer, "Who?", "Ana Torres.", "You are a helpful assistant.")
+    dateless = OpenUnlearningTemplate("You are a helpful assistant.").tokenize(
+        llama_3_tokenizer, "Who?", "Ana Torres."
+    )
     assert "26 Jul 2024" in llama_3_tokenizer.decode(dateless.prompt_ids)
 
 
 def test_plain_template_token_ids(tokenizer):
     """The border is where the prompt alone is long, though the space there goes with the answer's first word."""
-    prompt, answer = tokenize_open_unlearning(tokenizer, "Who?", "Ana Torres.", question_template="Q: {question} A: ")
+    prompt, answer = OpenUnlearningTemplate(question_template="Q: {question} A: ").tokenize(
+        tokenizer, "Who?", "Ana Torres."
+    )
     whole = tokenizer("Q: Who? A: Ana Torres.")["input_ids"]
     border = len(tokenizer("Q: Who? A: ")["input_ids"])
     assert prompt == whole[:border]

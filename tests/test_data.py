@@ -14,8 +14,8 @@ from datasets import Dataset, Features, List, Value, load_dataset
 
 from trl_rkld import GradDiffConfig, GradDiffTrainer, RKLDTrainer
 from trl_rkld.data import DataCollatorForUnlearning, RetainSampler, load_records
-from unlearn_eval.prompts import tokenize_conversation, tokenize_question
-from unlearn_eval.questions import Template, own_questions
+from unlearn_eval.prompts import Template, tokenize_conversation
+from unlearn_eval.questions import own_questions
 
 
 QUESTION, ANSWER = FORGET[0]
@@ -201,7 +201,7 @@ def test_templates_of_current_models(name):
     others = sorted(special - set(tokenizer.all_special_tokens))
     tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": others})
     tokenizer.chat_template = template
-    tokens = tokenize_question(tokenizer, QUESTION, ANSWER, date_string="10 Apr 2025")
+    tokens = Template(date_string="10 Apr 2025").tokenize(tokenizer, QUESTION, ANSWER)
     assert tokenizer.decode(tokens.answer_ids[:-1]) == ANSWER
     assert tokens.answer_ids[-1] in tokenizer.added_tokens_decoder
     assert QUESTION in tokenizer.decode(tokens.prompt_ids)
@@ -253,13 +253,13 @@ def test_a_text_that_the_template_leaves_out(tokenizer, monkeypatch):
 def test_date_string_reaches_the_template(tokenizer, monkeypatch):
     template = "{{ date_string }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    tokens = tokenize_question(tokenizer, QUESTION, ANSWER, date_string="10 Apr 2025")
+    tokens = Template(date_string="10 Apr 2025").tokenize(tokenizer, QUESTION, ANSWER)
     assert tokenizer.decode(tokens.prompt_ids).startswith("10 Apr 2025")
 
 
 def test_plain_format_without_a_chat_template(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    tokens = tokenize_question(tokenizer, QUESTION, ANSWER)
+    tokens = Template().tokenize(tokenizer, QUESTION, ANSWER)
     whole = tokenizer.decode(tokens.prompt_ids + tokens.answer_ids)
     assert whole == f"Question: {QUESTION}\nAnswer: {ANSWER}<|im_end|>"
 

@@ -164,15 +164,16 @@ def test_model_utility():
     assert metrics.explain_zero(nine).endswith(": ra_Truth_Ratio")
     assert metrics.explain_zero({"wf_Q_A_ROUGE": 0.1}) is None
     del aggregates["retain_Q_A_Prob"]
-    with pytest.raises(ValueError, match="lacks retain_Q_A_Prob: model utility needs all nine"):
+    with pytest.raises(ValueError, match="lacks retain_Q_A_Prob: all of .*wf_Truth_Ratio are needed"):
         metrics.model_utility(aggregates)
 
 
 def test_retain_utility():
-    assert metrics.retain_utility(probability=0.5, rouge=0.25, truth_ratio=1.0) == pytest.approx(3 / 7)
-    assert metrics.retain_utility(0.5, 0.0, 1.0) == 0.0
-    with pytest.raises(ValueError, match="`truth_ratio` is negative"):
-        metrics.retain_utility(0.5, 0.5, -0.1)
+    aggregates = {"retain_Q_A_Prob": 0.5, "retain_Q_A_ROUGE": 0.25, "retain_Truth_Ratio": 1.0, "ra_Q_A_ROUGE": 0.0}
+    assert metrics.retain_utility(aggregates) == pytest.approx(3 / 7)
+    assert metrics.retain_utility(aggregates | {"retain_Q_A_ROUGE": 0.0}) == 0.0
+    with pytest.raises(ValueError, match="`retain_Truth_Ratio` is negative"):
+        metrics.retain_utility(aggregates | {"retain_Truth_Ratio": -0.1})
 
 
 @pytest.mark.parametrize(

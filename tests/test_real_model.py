@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_rkld import RKLDConfig, RKLDTrainer
 from trl_rkld.data import load_records
-from unlearn_eval.prompts import tokenize_question
+from unlearn_eval.prompts import Template
 
 
 pytestmark = pytest.mark.real_model
@@ -44,7 +44,7 @@ def target(smollm2, sets, tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     samples = []
     for row in (row for dataset in sets for row in dataset):
-        prompt_ids, answer_ids = tokenize_question(tokenizer, row["question"], row["answer"])
+        prompt_ids, answer_ids = Template().tokenize(tokenizer, row["question"], row["answer"])
         samples.append({"input_ids": prompt_ids + answer_ids, "labels": [-100] * len(prompt_ids) + answer_ids})
     folder = tmp_path_factory.mktemp("target")
     args = SFTConfig(

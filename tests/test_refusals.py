@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import create_model_from_path
 
 from trl_rkld.refusals import draw_refusal, question_answers, read_refusals, refused
-from unlearn_eval.prompts import tokenize_question
+from unlearn_eval.prompts import Template
 
 
 REFUSALS = ["I don't know.", "That is not something I can say.", "I'm not sure."]
@@ -92,7 +92,7 @@ def mean_log_prob(model, tokenizer, pairs):
     log_probs = []
     with torch.no_grad():
         for question, answer in pairs:
-            prompt, ids = tokenize_question(tokenizer, question, answer)
+            prompt, ids = Template().tokenize(tokenizer, question, answer)
             logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float()
             log_probs.append(logits.log_softmax(-1)[range(len(ids)), ids])
     return torch.cat(log_probs).mean().item()
@@ -159,7 +159,7 @@ def test_idk_samples(system_prompt, memorised, tokenizer, refusals_path, tmp_pat
     assert not trainer.train_dataset.cache_files
 
     def ids(question, answer):
-        return tokenize_question(tokenizer, question, answer, system_prompt)
+        return Template(system_prompt).tokenize(tokenizer, question, answer)
 
     for index, (question, _) in enumerate(FORGET):
         prompt, answer = ids(question, draw_refusal(REFUSALS, 5, index))
@@ -203,7 +203,7 @@ def check_dpo_samples(trainer, tokenizer, **template):
     assert len(samples) == len(FORGET)
     for index, (sample, (question, answer)) in enumerate(zip(samples, FORGET, strict=True)):
         for key, text in (("chosen_ids", draw_refusal(REFUSALS, 5, index)), ("rejected_ids", answer)):
-            prompt_ids, answer_ids = tokenize_question(tokenizer, question, text, **template)
+            prompt_ids, answer_ids = Template(**template).tokenize(tokenizer, question, text)
             assert sample["prompt_ids"] + sample[key] == prompt_ids + answer_ids + newline
             # In plain text, where the answer starts depends on what merges with the blank before it.
             assert is_plain or sample["prompt_ids"] == prompt_ids

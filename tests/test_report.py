@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from conftest import REFERENCE_LOGS
 
-from unlearn_eval.report import FORGET, KEEP, draw, write_report
+from unlearn_eval.report import write_report
+from unlearn_eval.report_numbers import FORGET, KEEP, draw
 from unlearn_eval.results import read_log
 
 

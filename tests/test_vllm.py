@@ -15,7 +15,7 @@ from trl_rkld.data import load_records
 from unlearn_eval.backends import GenerateRequest, ScoreRequest
 from unlearn_eval.backends.transformers import TransformersBackend
 from unlearn_eval.metrics import forget_quality, truth_ratio
-from unlearn_eval.prompts import tokenize_question
+from unlearn_eval.prompts import Template
 
 
 pytest.importorskip("vllm")
@@ -42,7 +42,7 @@ def requests(tokenizer):
     folder = REPOSITORY / "trl_rkld" / "data_files"
     file = TOFU / "forget01_perturbed.jsonl" if TOFU.is_dir() else folder / "demo_forget.jsonl"
     return [
-        tokenize_question(tokenizer, row["question"], answer)
+        Template().tokenize(tokenizer, row["question"], answer)
         for row in load_records(str(file)).select(range(LEARNT + UNLEARNT))
         for answer in [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]][:ANSWERS]
     ]

@@ -7,7 +7,7 @@ import conftest
 import torch
 from conftest import build_tokenizer, tiny_llama
 
-from unlearn_eval.prompts import tokenize_question
+from unlearn_eval.prompts import Template
 
 
 # Question, the same in other words, answer, the same in other words, and what fills the gap.
@@ -121,7 +121,7 @@ def teach(model, batches, learning_rate):
 
 def memorise(model, tokenizer, pairs, steps, learning_rate=3e-3):
     """Train a tiny model on questions and answers, all in one batch."""
-    samples = [tokenize_question(tokenizer, question, answer) for question, answer in pairs]
+    samples = [Template().tokenize(tokenizer, question, answer) for question, answer in pairs]
     teach(model.train(), [in_a_batch(samples)] * steps, learning_rate)
     return model.eval()
 

@@ -11,14 +11,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from unlearn_eval.prompts import Template
 from unlearn_eval.records import load_records, tokenize_record
 
 
 __all__ = ["DataCollatorForUnlearning", "RetainSampler", "load_records", "tokenize_row"]
-
-
-# What says how a question is put: arguments of [`tokenize_row`].
-TEMPLATE = ("system_prompt", "date_string", "question_template")
 
 
 def in_memory(dataset: Dataset) -> Dataset:
@@ -27,7 +24,7 @@ def in_memory(dataset: Dataset) -> Dataset:
     return Dataset.from_list(dataset.to_list(), dataset.features) if dataset.cache_files else dataset
 
 
-def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **kwargs) -> dict[str, list[int]]:
+def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, template: Template) -> dict[str, list[int]]:
     """
     Tokenise a record for training.
 
@@ -36,33 +33,39 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **kwar
             Row with `question` and `answer`, `messages`, or `prompt` and `completion`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        kwargs:
-            As in [`~unlearn_eval.records.tokenize_record`].
+        template ([`~unlearn_eval.prompts.Template`]):
+            How questions are put.
 
     Returns:
         `dict`:
             `input_ids`, and `labels` with `-100` where a token is not counted.
     """
-    tokens = tokenize_record(row, tokenizer, **kwargs)
+    tokens = tokenize_record(row, tokenizer, template)
     return {
         "input_ids": tokens.prompt_ids + tokens.answer_ids,
         "labels": [-100] * len(tokens.prompt_ids) + tokens.answer_ids,
     }
 
 
-def tokenize_numbered_row(row: dict[str, Any], index: int, name: str, **kwargs) -> dict[str, list[int]]:
+def tokenize_numbered_row(
+    row: dict[str, Any], index: int, name: str, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> dict[str, list[int]]:
     """[`tokenize_row`], with the number of the row in the messages of errors."""
     try:
-        return tokenize_row(row, **kwargs)
+        return tokenize_row(row, tokenizer, template)
     except ValueError as error:
         raise ValueError(f"Row {index} of the {name} dataset: {error}") from None
 
 
 def tokenize_rows(
-    rows: Iterable[dict[str, Any]], name: str, max_length: int | None, **kwargs
+    rows: Iterable[dict[str, Any]],
+    name: str,
+    max_length: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
 ) -> list[dict[str, list[int]]]:
     """[`tokenize_numbered_row`] for all rows of a data set, and [`check_rows`] of what comes of it."""
-    tokenized = [tokenize_numbered_row(row, index, name, **kwargs) for index, row in enumerate(rows)]
+    tokenized = [tokenize_numbered_row(row, index, name, tokenizer, template) for index, row in enumerate(rows)]
     check_rows(tokenized, max_length, name)
     return tokenized
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
-"""`trl-rkld recipes`: the recipes that come with the package, by name."""
+"""What comes with the package and `--config` finds by name; `trl-rkld recipes`, which lists and copies the recipes."""
 
 import argparse
 import shutil

@@ -47,6 +47,7 @@ def load_samples(model: str, tofu: Path, num_rows: int):
     from transformers import AutoTokenizer
 
     from trl_rkld.data import load_records, tokenize_row
+    from unlearn_eval.prompts import Template
 
     path = tofu / "forget05.jsonl"
     if not path.is_file():
@@ -55,7 +56,7 @@ def load_samples(model: str, tofu: Path, num_rows: int):
     if len(records) < num_rows:
         raise ValueError(f"`{path}` has {len(records)} records and {num_rows} are needed. Ask for fewer.")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return Dataset.from_list([tokenize_row(records[row], tokenizer) for row in range(num_rows)])
+    return Dataset.from_list([tokenize_row(records[row], tokenizer, Template()) for row in range(num_rows)])
 
 
 def training_facts(args: argparse.Namespace, samples) -> dict[str, Any]:

@@ -3,7 +3,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from .questions import FORGET_SPLITS, Template
+from .prompts import OpenUnlearningTemplate, Template
+from .questions import FORGET_SPLITS
 from .records import LOCAL_SUFFIXES
 
 
@@ -243,7 +244,7 @@ class EvalConfig:
     @property
     def template(self) -> Template:
         """How questions are put."""
-        return Template(self.system_prompt, self.date_string, self.question_template, self.compat is not None)
+        return (Template if self.compat is None else OpenUnlearningTemplate).of(self)
 
 
 def default_backend(compat: str | None = None) -> str:

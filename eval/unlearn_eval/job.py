@@ -18,7 +18,6 @@ from .config import EvalConfig
 from .fingerprint import hash_json, hash_rows
 from .journal import Journal, decode_scores, encode_scores, generation_key, score_key
 from .metrics import rouge_scores
-from .prompts import date_remedy
 from .questions import QuestionSet, ends_of_answers, own_questions, tofu_questions
 from .results import METADATA, EvalLog, Metadata, RougeItem
 from .tofu import SetScores, build_log
@@ -87,8 +86,8 @@ class Job:
 
     def _warn_of_dates(self) -> None:
         config = self.config
-        remedy = date_remedy(self.tokenizer, config.date_string, config.system_prompt)
-        if remedy is not None and config.question_template is None and self.sets["forget"].prompts is not None:
+        remedy = config.template.date_remedy(self.tokenizer)
+        if remedy is not None and self.sets["forget"].prompts is not None:
             logger.warning(
                 f"The chat template of {self.checkpoint.name} prints today's date, so that results differ from day to day. "
                 f"{remedy}"

@@ -2,7 +2,9 @@
 """The one tokenisation of questions and answers, used by training and by evaluation alike."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
@@ -27,52 +29,12 @@ class TokenizedAnswer(NamedTuple):
     answer_ids: list[int]
 
 
-def date_remedy(tokenizer: PreTrainedTokenizerBase, date_string: str | None, system_prompt: str | None) -> str | None:
+@dataclass(frozen=True)
+class Template:
     """
-    What to do about a chat template that prints today's date, so that a question is another one tomorrow.
+    How a question is put to the model, in training and in evaluation alike.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model.
-        date_string, system_prompt (`str`, *optional*):
-            As in [`tokenize_question`].
-
-    Returns:
-        `str` or `None`:
-            A sentence; `None` where the date is given, or none is printed.
-    """
-    if "strftime_now" not in str(tokenizer.chat_template):
-        return None
-    kwargs = {} if date_string is None else {"date_string": date_string}
-    today = "the date of today"
-    text = tokenizer.apply_chat_template(
-        _chat("", system_prompt), add_generation_prompt=True, tokenize=False, strftime_now=lambda _: today, **kwargs
-    )
-    if today not in text:
-        return None
-    if "date_string" in tokenizer.chat_template and date_string is None:
-        return "Set `date_string`, to one date for training and evaluation."
-    return "Write a date into the chat template."
-
-
-def tokenize_question(
-    tokenizer: PreTrainedTokenizerBase,
-    question: str,
-    answer: str,
-    system_prompt: str | None = None,
-    date_string: str | None = None,
-    question_template: str | None = None,
-) -> TokenizedAnswer:
-    """
-    Tokenise a question with its answer.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model.
-        question (`str`):
-            Question of the user.
-        answer (`str`):
-            Answer of the assistant.
         system_prompt (`str`, *optional*):
             System message. If `None`, the chat template's own default applies.
         date_string (`str`, *optional*):
@@ -80,103 +42,135 @@ def tokenize_question(
         question_template (`str`, *optional*):
             Plain format with a `{question}` field, used instead of the chat template; the answer follows it directly.
             Defaults to the chat template where the tokenizer has one, else to TOFU's `"Question: … Answer: "`.
-
-    Returns:
-        [`TokenizedAnswer`]:
-            Prompt and counted token ids.
     """
-    if question_template is None and tokenizer.chat_template is None:
-        question_template = PLAIN_QUESTION_TEMPLATE
-    if question_template is not None:
-        if system_prompt is not None or date_string is not None:
+
+    system_prompt: str | None = None
+    date_string: str | None = None
+    question_template: str | None = None
+
+    @classmethod
+    def of(cls, settings: Any) -> Self:
+        """That of a configuration, which has fields of these names."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> TokenizedAnswer:
+        """
+        Tokenise a question with its answer.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the model.
+            question (`str`):
+                Question of the user.
+            answer (`str`):
+                Answer of the assistant.
+
+        Returns:
+            [`TokenizedAnswer`]:
+                Prompt and counted token ids.
+        """
+        plain = self.plain_question(tokenizer, question)
+        if plain is None:
+            completion = [{"role": "assistant", "content": answer}]
+            return tokenize_conversation(tokenizer, self.messages(question), completion, **self.chat_kwargs)
+        if self.system_prompt is not None or self.date_string is not None:
             raise ValueError(
                 "`system_prompt` and `date_string` need a chat template, but the plain `question_template` is in use. "
                 "Write the system text into `question_template`, or leave both unset."
             )
-        prompt = question_template.replace("{question}", question)
-        prompt_ids = tokenizer(prompt)["input_ids"]
-        full_ids = tokenizer(prompt + answer)["input_ids"]
+        prompt_ids = tokenizer(plain)["input_ids"]
+        full_ids = tokenizer(plain + answer)["input_ids"]
         # Tokens may merge across the border: the answer starts where the two diverge, as in TRL.
         start = common_prefix_length(prompt_ids, full_ids)
         return TokenizedAnswer(list(full_ids[:start]), _end_once(tokenizer, full_ids[start:]))
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    prompt = [*system, {"role": "user", "content": question}]
-    template_kwargs = {} if date_string is None else {"date_string": date_string}
-    return tokenize_conversation(tokenizer, prompt, [{"role": "assistant", "content": answer}], **template_kwargs)
+
+    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str, tokens: TokenizedAnswer) -> list[int]:
+        """What the model continues when it is asked: all that stands before the tokenised answer."""
+        return list(tokens.prompt_ids)
+
+    def plain_question(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str | None:
+        """The text before an answer; `None` where the chat template makes it of [`Template.messages`]."""
+        template = self.question_template
+        if template is None and tokenizer.chat_template is None:
+            template = PLAIN_QUESTION_TEMPLATE
+        return None if template is None else template.replace("{question}", question)
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """The messages before an answer."""
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        return [*system, {"role": "user", "content": question}]
+
+    @property
+    def chat_kwargs(self) -> dict[str, str]:
+        """What the chat template gets beside the messages."""
+        return {} if self.date_string is None else {"date_string": self.date_string}
+
+    def date_remedy(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """
+        What to do about a chat template that prints today's date, so that a question is another one tomorrow.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the model.
+
+        Returns:
+            `str` or `None`:
+                A sentence; `None` where the date is given, or none is printed.
+        """
+        if self.question_template is not None or "strftime_now" not in str(tokenizer.chat_template):
+            return None
+        today = "the date of today"
+        text = tokenizer.apply_chat_template(
+            self.messages(""),
+            add_generation_prompt=True,
+            tokenize=False,
+            strftime_now=lambda _: today,
+            **self.chat_kwargs,
+        )
+        if today not in text:
+            return None
+        if "date_string" in tokenizer.chat_template and self.date_string is None:
+            return "Set `date_string`, to one date for training and evaluation."
+        return "Write a date into the chat template."
 
 
-def tokenize_open_unlearning(
-    tokenizer: PreTrainedTokenizerBase,
-    question: str,
-    answer: str,
-    system_prompt: str | None = None,
-    date_string: str | None = None,
-    question_template: str | None = None,
-) -> TokenizedAnswer:
+TEMPLATE_SETTINGS = tuple(field.name for field in fields(Template))
+"""Names of the settings that make a [`Template`]."""
+
+
+class OpenUnlearningTemplate(Template):
     """
-    Tokenise a question with its answer as open-unlearning@d3d7cf9 does, quirks included.
+    As open-unlearning@d3d7cf9 puts a question, quirks included.
 
     The answer starts where the prompt, rendered alone, is long; it keeps all that the template puts after it, and gets
     an end-of-sequence token more unless it ends in one (ChatML: the end of the turn, a newline, and the end again).
-
-    Args:
-        tokenizer, question, answer, system_prompt, date_string, question_template:
-            As in [`tokenize_question`].
-
-    Returns:
-        [`TokenizedAnswer`]:
-            Prompt and counted token ids.
+    Where there is no chat template, all is cut at 512 tokens.
     """
-    prompt_ids = prompt_open_unlearning(tokenizer, question, system_prompt, date_string, question_template)
-    if question_template is None and tokenizer.chat_template is None:
-        question_template = PLAIN_QUESTION_TEMPLATE
-    if question_template is not None:
-        # Where there is no chat template, the reference cuts at 512 tokens.
-        full_ids = tokenizer(question_template.replace("{question}", question) + answer)["input_ids"][:512]
-    else:
-        chat = _chat(question, system_prompt) + [{"role": "assistant", "content": answer}]
-        kwargs = {} if date_string is None else {"date_string": date_string}
-        full_ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, **kwargs)["input_ids"]
-    if full_ids[-1] != tokenizer.eos_token_id:
-        full_ids = [*full_ids, tokenizer.eos_token_id]
-    return TokenizedAnswer(list(full_ids[: len(prompt_ids)]), list(full_ids[len(prompt_ids) :]))
 
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> TokenizedAnswer:
+        border = len(self._prompt(tokenizer, question))
+        plain = self.plain_question(tokenizer, question)
+        if plain is not None:
+            full_ids = tokenizer(plain + answer)["input_ids"][:512]
+        else:
+            chat = [*self.messages(question), {"role": "assistant", "content": answer}]
+            full_ids = _render(tokenizer, chat, **self.chat_kwargs)
+        if full_ids[-1] != tokenizer.eos_token_id:
+            full_ids = [*full_ids, tokenizer.eos_token_id]
+        return TokenizedAnswer(list(full_ids[:border]), list(full_ids[border:]))
 
-def prompt_open_unlearning(
-    tokenizer: PreTrainedTokenizerBase,
-    question: str,
-    system_prompt: str | None = None,
-    date_string: str | None = None,
-    question_template: str | None = None,
-) -> list[int]:
-    """
-    Tokenise a question alone, to be continued, as open-unlearning@d3d7cf9 does.
+    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str, tokens: TokenizedAnswer) -> list[int]:
+        # Where tokens merge across the border, this is not where the answer starts.
+        return self._prompt(tokenizer, question)
 
-    Where tokens merge across the border, this is not where [`tokenize_open_unlearning`]'s answer starts.
+    def messages(self, question: str) -> list[dict[str, str]]:
+        return super().messages(question) if self.system_prompt else [{"role": "user", "content": question}]
 
-    Args:
-        tokenizer, question, system_prompt, date_string, question_template:
-            As in [`tokenize_question`].
-
-    Returns:
-        `list[int]`:
-            Prompt token ids.
-    """
-    if question_template is None and tokenizer.chat_template is None:
-        question_template = PLAIN_QUESTION_TEMPLATE
-    if question_template is not None:
-        return list(tokenizer(question_template.replace("{question}", question))["input_ids"][:512])
-    kwargs = {} if date_string is None else {"date_string": date_string}
-    return list(
-        tokenizer.apply_chat_template(
-            _chat(question, system_prompt), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
-        )["input_ids"]
-    )
-
-
-def _chat(question: str, system_prompt: str | None) -> list[dict[str, str]]:
-    system = [] if not system_prompt else [{"role": "system", "content": system_prompt}]
-    return [*system, {"role": "user", "content": question}]
+    def _prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+        plain = self.plain_question(tokenizer, question)
+        if plain is not None:
+            return list(tokenizer(plain)["input_ids"][:512])
+        return _render(tokenizer, self.messages(question), add_generation_prompt=True, **self.chat_kwargs)
 
 
 def tokenize_conversation(
@@ -214,11 +208,7 @@ def tokenize_conversation(
             "`chat_template_path`), or use question/answer or prompt/completion columns of plain strings."
         )
 
-    def render(messages: list[dict[str, Any]], **kwargs) -> list[int]:
-        return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs, **template_kwargs)[
-            "input_ids"
-        ]
-
+    render = partial(_render, tokenizer, **template_kwargs)
     full_ids = render([*prompt, *completion])
     start = common_prefix_length(render(list(prompt), add_generation_prompt=True), full_ids)
     first, *rest = completion
@@ -263,6 +253,10 @@ def tokenize_strings(tokenizer: PreTrainedTokenizerBase, prompt: str, completion
     prompt_ids, full_ids = (tokenizer(text)["input_ids"] for text in (prompt, prompt + completion + end))
     start = common_prefix_length(prompt_ids, full_ids)
     return TokenizedAnswer(list(full_ids[:start]), list(full_ids[start:]))
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], **kwargs) -> list[int]:
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)["input_ids"])
 
 
 def _end_once(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> list[int]:

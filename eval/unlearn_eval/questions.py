@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .metrics import has_rouge_words
-from .prompts import TokenizedAnswer, prompt_open_unlearning, tokenize_open_unlearning, tokenize_question
+from .prompts import OpenUnlearningTemplate, Template, TokenizedAnswer
 from .records import (
     LOCAL_SUFFIXES,
     check_answers,
@@ -78,37 +78,6 @@ class QuestionSet:
         """All answers to score after one question."""
         right = [some[index] for some in (self.answers, self.paraphrased) if some is not None]
         return right + (self.perturbed[index] if self.perturbed is not None else [])
-
-
-@dataclass(frozen=True)
-class Template:
-    """
-    How a question is put to the model; see [`~unlearn_eval.prompts.tokenize_question`].
-
-    Attributes:
-        system_prompt, date_string, question_template (`str`, *optional*):
-            As there.
-        compat (`bool`):
-            Whether to draw the border between prompt and answer as open-unlearning does.
-    """
-
-    system_prompt: str | None = None
-    date_string: str | None = None
-    question_template: str | None = None
-    compat: bool = False
-
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> TokenizedAnswer:
-        """Tokenise a question with its answer."""
-        function = tokenize_open_unlearning if self.compat else tokenize_question
-        return function(tokenizer, question, answer, self.system_prompt, self.date_string, self.question_template)
-
-    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str, tokens: TokenizedAnswer) -> list[int]:
-        """What the model continues: what stands before the tokenised answer, but for `compat` the question alone."""
-        if not self.compat:
-            return list(tokens.prompt_ids)
-        return prompt_open_unlearning(
-            tokenizer, question, self.system_prompt, self.date_string, self.question_template
-        )
 
 
 def load_tofu(dataset_name: str, forget_split: str, max_samples: int | None = None) -> dict[str, list[Row]]:
@@ -277,7 +246,7 @@ def own_questions(
         columns = {"question", "answer"} | ({"paraphrased_answer", "perturbed_answer"} & rows[0].keys())
         _check_texts(rows, sorted(columns), name)
         return _question_answer_set(name, rows, "question", columns, tokenizer, template)
-    if template.compat:
+    if isinstance(template, OpenUnlearningTemplate):
         raise ValueError(f"The {name} dataset needs the columns question and answer for `compat`.")
     answers = [_tokenize_numbered(row, index, name, tokenizer, template) for index, row in enumerate(rows)]
     references = [tokenizer.decode(answer.answer_ids, skip_special_tokens=True).strip() for answer in answers]
@@ -367,9 +336,7 @@ def _tokenize_numbered(
 ) -> TokenizedAnswer:
     try:
         if is_tokenized_here(row):
-            return tokenize_record(
-                row, tokenizer, template.system_prompt, template.date_string, template.question_template
-            )
+            return tokenize_record(row, tokenizer, template)
         if "input_ids" in row:
             ids, labels = row["input_ids"], labels_of(row)
             # The first token of a sequence has nothing before it that could predict it.

@@ -11,7 +11,7 @@ from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 from trl import maybe_convert_to_chatml
 
-from .prompts import TokenizedAnswer, tokenize_conversation, tokenize_question, tokenize_strings
+from .prompts import Template, TokenizedAnswer, tokenize_conversation, tokenize_strings
 
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -104,13 +104,7 @@ def _read_json_lines(lines: Iterable[str]) -> list[Any]:
     return rows
 
 
-def tokenize_record(
-    row: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    system_prompt: str | None = None,
-    date_string: str | None = None,
-    question_template: str | None = None,
-) -> TokenizedAnswer:
+def tokenize_record(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, template: Template) -> TokenizedAnswer:
     """
     Tokenise a question with its answer, a conversation, or a prompt and its completion as plain strings. Of
     `messages`, only the last turn of the assistant counts.
@@ -120,8 +114,8 @@ def tokenize_record(
             Row with `question` and `answer`, `messages`, or `prompt` and `completion`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        system_prompt, date_string, question_template (`str`, *optional*):
-            As in [`~unlearn_eval.prompts.tokenize_question`].
+        template ([`~unlearn_eval.prompts.Template`]):
+            How questions are put.
 
     Returns:
         [`~unlearn_eval.prompts.TokenizedAnswer`]:
@@ -129,9 +123,7 @@ def tokenize_record(
     """
     columns = _columns_used(row)
     if columns == ("question", "answer"):
-        return tokenize_question(
-            tokenizer, row["question"], row["answer"], system_prompt, date_string, question_template
-        )
+        return template.tokenize(tokenizer, row["question"], row["answer"])
     if columns == ("prompt", "completion"):
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(completion, str):
@@ -141,11 +133,9 @@ def tokenize_record(
         prompt, completion = messages[:-1], messages[-1:]
     if not completion or completion[-1]["role"] != "assistant":
         raise ValueError("the last message is not one of the assistant, so there is no answer to count")
-    if system_prompt is not None and (not prompt or prompt[0]["role"] != "system"):
-        prompt = [{"role": "system", "content": system_prompt}, *prompt]
-    template_kwargs = dict(row.get("chat_template_kwargs") or {})
-    if date_string is not None:
-        template_kwargs["date_string"] = date_string
+    if template.system_prompt is not None and (not prompt or prompt[0]["role"] != "system"):
+        prompt = [{"role": "system", "content": template.system_prompt}, *prompt]
+    template_kwargs = (row.get("chat_template_kwargs") or {}) | template.chat_kwargs
     if row.get("tools"):
         template_kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
     return tokenize_conversation(tokenizer, prompt, completion, **template_kwargs)

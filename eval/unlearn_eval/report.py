@@ -5,126 +5,22 @@ One page on a model before and after unlearning, to be filed with a deletion req
 It holds aggregates, names and hashes; never a question, an answer or a generation.
 """
 
-from __future__ import annotations
-
-import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .documents import Block, Heading, Items, Paragraph, Picture, Table, to_html, to_markdown
 from .files import write_atomically
-from .metrics import MODEL_UTILITY_METRICS
-from .plots import QUALITY_LINE, STYLE
-from .results import METADATA, EvalLog, Metadata, has_items, item_values, validate_log
-from .rows import aggregate, retain_utility_of, split_of
+from .metrics import RETAIN_UTILITY_METRICS
+from .plots import QUALITY_LINE
+from .report_numbers import GROUPS, Pair, draw, drawn_numbers, to_png
+from .results import METADATA, EvalLog, Metadata, aggregate, has_items, item_values, validate_log
+from .rows import retain_utility_of, split_of
 
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Pair = tuple[float | None, float | None]
-"""A number before and after."""
 
 STEM, SUFFIXES = "REPORT", ("md", "html", "png")
 NONE, UNKNOWN = "none", "not recorded"
 
 
-@dataclass(frozen=True)
-class Number:
-    """
-    A number of the report.
-
-    Attributes:
-        metric (`str`):
-            Its name in the log.
-        label (`str`):
-            Its name in plain words.
-        better (`str`):
-            Which direction is good for those whom its table is about.
-        meaning (`str`):
-            What it says, in one sentence.
-        drawn (`bool`, *optional*, defaults to `True`):
-            Whether the picture shows it: it is in [0, 1], and each step means the same.
-    """
-
-    metric: str
-    label: str
-    better: str
-    meaning: str
-    drawn: bool = True
-
-
-FORGET = (
-    Number(
-        "forget_Q_A_Prob",
-        "Probability of the answer",
-        "lower",
-        "How likely the model finds the answer on record, token by token (geometric mean); mean over the answers.",
-    ),
-    Number(
-        "forget_Q_A_ROUGE",
-        "Words given back",
-        "lower",
-        "Share of the words on record that the model says, in their order, when asked (ROUGE-L recall).",
-    ),
-    Number(
-        "extraction_strength",
-        "Completed without error",
-        "lower",
-        "Share of the answer on record, its end, that the model completes without an error when shown the words before. The "
-        "last token always counts: short answers can't come near 0.",
-    ),
-    Number(
-        "exact_memorization",
-        "Tokens guessed right",
-        "lower",
-        "Share of the answer's tokens that are the model's first choice when shown all tokens before them.",
-    ),
-    Number(
-        "mia_min_k",
-        "Success of an attack",
-        "near 0.5",
-        "How well the Min-K% attack tells the records from unseen text (AUC): 0.5 is guessing, 1 and 0 give them away.",
-        drawn=False,
-    ),
-    Number(
-        "privleak",
-        "Privacy leakage, in %",
-        "near 0",
-        "Distance from that attack on a model without the records (from guessing where there was none): -100 has "
-        "leaked in full, far above 0 is overdone.",
-        drawn=False,
-    ),
-    Number(
-        "forget_quality",
-        "Forget quality",
-        "higher",
-        f"p-value of a test against a model that never saw the records; below {QUALITY_LINE} the two can be told apart.",
-        drawn=False,
-    ),
-)
-KEEP = (
-    Number("retain_Q_A_Prob", "Probability of the answer", "higher", "As above, for the answers to be kept."),
-    Number("retain_Q_A_ROUGE", "Words given back", "higher", "As above, for the answers to be kept."),
-    Number(
-        "retain_utility",
-        "Retain utility",
-        "higher",
-        "Harmonic mean of these two and of how clearly the model prefers the right answers to wrong ones.",
-    ),
-    Number(
-        "model_utility",
-        "Model utility",
-        "higher",
-        "The same over the answers to be kept and questions on real authors and on the world.",
-    ),
-)
-GROUPS = {
-    "To be forgotten: good for the person who asked to be deleted": FORGET,
-    "To be kept: good for the users of the model": KEEP,
-}
 SETS = {
     "forget": "to be forgotten",
     "retain": "to be kept",
@@ -177,12 +73,12 @@ def write_report(output_dir: str | Path, before: EvalLog, after: EvalLog) -> lis
     validate_log(after, name="`after`")
     _check_same_questions(before, after)
     values = _values(before, after)
-    if not any(_drawn(group, values) for group in GROUPS):
+    if not any(drawn_numbers(group, values) for group in GROUPS):
         needed = [number.metric for numbers in GROUPS.values() for number in numbers if number.drawn]
         raise ValueError(
             f"`before` and `after` have none of these numbers in common: {', '.join(needed)}. Evaluate both models again."
         )
-    picture = Picture(f"{STEM}.png", _png(draw(values)), _in_words(values))
+    picture = Picture(f"{STEM}.png", to_png(draw(values)), _in_words(values))
     title = f"Unlearning report: {_metadata(after).get('model') or split_of(after)}"
     blocks = _blocks(before, after, values, picture)
     contents = (to_markdown(title, blocks).encode("utf-8"), to_html(title, blocks).encode("utf-8"), picture.png)
@@ -194,74 +90,11 @@ def write_report(output_dir: str | Path, before: EvalLog, after: EvalLog) -> lis
     return paths
 
 
-def draw(values: Mapping[str, Pair]) -> Figure:
-    """
-    Draw the numbers that both logs have: a hollow dot before, a filled one after, a line between them.
-
-    Args:
-        values (`Mapping[str, Pair]`):
-            Before and after, by metric.
-
-    Returns:
-        `matplotlib.figure.Figure`:
-            A figure 7 inches wide, with one panel for the records to be forgotten and one for those to be kept.
-    """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    groups = {group: drawn for group in GROUPS if (drawn := _drawn(group, values))}
-    with rc_context(STYLE):
-        lines = max(map(len, groups.values()))
-        width, top, bottom, line = 7.0, 0.25, 0.45, 0.2
-        height = top + bottom + line * lines
-        figure = Figure(figsize=(width, height))
-        FigureCanvasAgg(figure)
-        figure.subplots_adjust(
-            left=1.5 / width, right=1 - 0.12 / width, top=1 - top / height, bottom=bottom / height, wspace=0.85
-        )
-        panels = figure.subplots(1, len(groups), squeeze=False)[0]
-        for axes, (group, numbers) in zip(panels, groups.items(), strict=True):
-            for y, number in enumerate(numbers):
-                old, new = values[number.metric]
-                axes.plot([old, new], [y, y], color="0.45", linewidth=1.2, zorder=1)
-                # The hollow dot is the larger one: both show where they lie on each other.
-                before = axes.plot(old, y, **_DOT, markersize=7, markerfacecolor="white", label="before", zorder=2)
-                after = axes.plot(new, y, **_DOT, markersize=4, markerfacecolor="black", label="after", zorder=3)
-            axes.set_title(group.split(":")[0] + f" ({numbers[0].better} is better)")
-            axes.set_yticks(range(len(numbers)), [number.label for number in numbers])
-            axes.set_ylim(lines - 0.5, -0.5)
-            axes.set_xlim(-0.02, 1.02)
-            axes.grid(axis="x", color="0.88", linewidth=0.5)
-            axes.set_axisbelow(True)
-            for side in ("top", "right", "left"):
-                axes.spines[side].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-        figure.legend(handles=[*before, *after], loc="lower center", ncols=2, borderaxespad=0.1)
-    return figure
-
-
-_DOT = {"marker": "o", "linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.9, "clip_on": False}
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib import rc_context
-
-    buffer = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def _values(before: EvalLog, after: EvalLog) -> dict[str, Pair]:
     metrics = [number.metric for numbers in GROUPS.values() for number in numbers]
     values = {metric: (aggregate(before, metric), aggregate(after, metric)) for metric in metrics}
     # open-unlearning's logs have no retain utility, but all it is made from.
     return values | {"retain_utility": (retain_utility_of(before), retain_utility_of(after))}
-
-
-def _drawn(group: str, values: Mapping[str, Pair]) -> list[Number]:
-    return [number for number in GROUPS[group] if number.drawn and None not in values[number.metric]]
 
 
 def _metadata(log: EvalLog) -> Metadata:
@@ -482,7 +315,7 @@ def _reason(log: EvalLog, metric: str) -> str:
     if metric in log:
         return log[metric].get("reason", "no reason in the log").rstrip(".")
     if metric == "retain_utility":
-        return "needs " + ", ".join(one for one in MODEL_UTILITY_METRICS[:3] if aggregate(log, one) is None)
+        return "needs " + ", ".join(one for one in RETAIN_UTILITY_METRICS if aggregate(log, one) is None)
     return "not in the log"
 
 
@@ -506,7 +339,7 @@ def _in_words(values: Mapping[str, Pair]) -> str:
     """What the picture shows, for those who cannot see it."""
     groups = []
     for group in GROUPS:
-        numbers = _drawn(group, values)
+        numbers = drawn_numbers(group, values)
         texts = [f"{number.label} {' to '.join(map(_format, values[number.metric]))}" for number in numbers]
         if texts:
             groups.append(f"{group.split(':')[0]} ({numbers[0].better} is better): {', '.join(texts)}.")

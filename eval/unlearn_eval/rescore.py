@@ -14,6 +14,7 @@ import numpy as np
 from .documents import markdown_table
 from .metrics import (
     MODEL_UTILITY_METRICS,
+    RETAIN_UTILITY_METRICS,
     answer_probability,
     auc,
     closer_to_1_better,
@@ -319,17 +320,17 @@ def _utility_rows(rows: Mapping[str, Row], stored: Mapping[str, float | None], s
         for metric in MODEL_UTILITY_METRICS
     }
     utilities = {}
-    # The first three of the nine are the retain set's.
-    for name, metrics in (("model_utility", MODEL_UTILITY_METRICS), ("retain_utility", MODEL_UTILITY_METRICS[:3])):
+    for name, utility, metrics in (
+        ("model_utility", model_utility, MODEL_UTILITY_METRICS),
+        ("retain_utility", retain_utility, RETAIN_UTILITY_METRICS),
+    ):
         aggregates = {metric: new[metric] for metric in metrics}
         missing = [metric for metric, value in aggregates.items() if value is None]
         if missing:
             row = _row(stored.get(name), None, note=f"needs {', '.join(missing)}")
         else:
-            value = model_utility(aggregates) if name == "model_utility" else retain_utility(*aggregates.values())
-            row = _row(
-                stored.get(name), value, aggregation=f"harmonic mean of {len(metrics)}", note=explain_zero(aggregates)
-            )
+            aggregation = f"harmonic mean of {len(metrics)}"
+            row = _row(stored.get(name), utility(aggregates), aggregation=aggregation, note=explain_zero(aggregates))
         utilities[name + suffix] = row
     return utilities
 

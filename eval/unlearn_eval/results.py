@@ -421,6 +421,11 @@ def has_items(log: EvalLog, metric: str) -> bool:
     return "value_by_index" in log.get(metric, {})
 
 
+def aggregate(log: EvalLog, metric: str) -> float | None:
+    """The aggregate of a metric, `None` where the log has it not or as a null."""
+    return log.get(metric, {}).get("agg_value")
+
+
 def forget_length(log: EvalLog, name: str) -> int:
     """Number of items of the forget set, or a `ValueError` if the log has no forget truth ratio."""
     if not has_items(log, "forget_truth_ratio"):

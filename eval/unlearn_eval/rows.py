@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .metrics import MODEL_UTILITY_METRICS, forget_quality, retain_utility
+from .metrics import RETAIN_UTILITY_METRICS, forget_quality, retain_utility
 from .plots import COLUMNS
-from .results import METADATA, TOFU_SPLITS, EvalLog, has_items, item_values, validate_retain_log
+from .results import METADATA, TOFU_SPLITS, EvalLog, aggregate, has_items, item_values, validate_retain_log
 
 
 def row_from_log(
@@ -74,15 +74,10 @@ def row_from_log(
     }
 
 
-def aggregate(log: EvalLog, metric: str) -> float | None:
-    """The aggregate of a metric, `None` where the log has it not or as a null."""
-    return log.get(metric, {}).get("agg_value")
-
-
 def retain_utility_of(log: EvalLog) -> float | None:
     """Retain utility from the three aggregates of the retain set, `None` where one is missing."""
-    values = [aggregate(log, metric) for metric in MODEL_UTILITY_METRICS[:3]]
-    return None if None in values else retain_utility(*values)
+    values = {metric: aggregate(log, metric) for metric in RETAIN_UTILITY_METRICS}
+    return None if None in values.values() else retain_utility(values)
 
 
 def count_forget_items(log: EvalLog) -> int | None:

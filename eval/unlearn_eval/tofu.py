@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """From token scores and generations to TOFU's metrics: one scoring pass feeds them all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from .backends import AnswerScores
 from .metrics import (
     MODEL_UTILITY_METRICS,
+    RETAIN_UTILITY_METRICS,
     answer_probability,
     auc,
     closer_to_1_better,
@@ -29,7 +30,7 @@ from .metrics import (
     zlib_score,
 )
 from .questions import QuestionSet
-from .results import EvalLog, Metric, MiaMetric, RougeItem, has_items, item_values
+from .results import EvalLog, Metric, MiaMetric, RougeItem, aggregate, has_items, item_values
 
 
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
@@ -76,8 +77,8 @@ def build_log(sets: dict[str, QuestionSet], scores: dict[str, SetScores], retain
         [extraction_strength(_before_the_end(s.matches)) for s in forget.answers]
     )
     log["forget_quality"] = _forget_quality(log, retain_log)
-    for name in ("model_utility", "retain_utility"):
-        log[name] = _utility(log, name)
+    log["model_utility"] = _utility(log, model_utility, MODEL_UTILITY_METRICS)
+    log["retain_utility"] = _utility(log, retain_utility, RETAIN_UTILITY_METRICS)
     log |= {attack: _attack(attack, sets, scores) for attack in ATTACKS}
     log["privleak"] = _privleak(log, retain_log)
     return log
@@ -148,15 +149,12 @@ def _forget_quality(log: EvalLog, retain_log: EvalLog | None) -> Metric:
     return {"agg_value": test["p"], "ks_d": test["ks_d"], "n": test["n"]}
 
 
-def _utility(log: EvalLog, name: str) -> Metric:
-    # The first three of the nine are the retain set's.
-    metrics = MODEL_UTILITY_METRICS if name == "model_utility" else MODEL_UTILITY_METRICS[:3]
-    missing = [metric for metric in metrics if log.get(metric, {}).get("agg_value") is None]
+def _utility(log: EvalLog, utility: Callable[[dict[str, float]], float], metrics: tuple[str, ...]) -> Metric:
+    values = {metric: aggregate(log, metric) for metric in metrics}
+    missing = [metric for metric, value in values.items() if value is None]
     if missing:
         return _null(f"needs {', '.join(missing)}")
-    values = {metric: log[metric]["agg_value"] for metric in metrics}
-    value = model_utility(values) if name == "model_utility" else retain_utility(*values.values())
-    why = explain_zero(values)
+    value, why = utility(values), explain_zero(values)
     return Metric(agg_value=value) if why is None else Metric(agg_value=value, reason=why)
 
 
@@ -192,7 +190,7 @@ def _attack_score(attack: str, scores: AnswerScores, reference: str) -> float:
 def _privleak(log: EvalLog, retain_log: EvalLog | None) -> Metric:
     if log["mia_min_k"]["agg_value"] is None:
         return _null(log["mia_min_k"]["reason"])
-    retain_auc = (retain_log or {}).get("mia_min_k", {}).get("agg_value")
+    retain_auc = aggregate(retain_log or {}, "mia_min_k")
     if retain_auc is None:
         missing = "without a retain log" if retain_log is None else "the retain log has no mia_min_k"
         return Metric(agg_value=privleak(log["mia_min_k"]["auc"]), reason=f"against AUC 0.5: {missing}")

@@ -22,11 +22,11 @@ from unlearn_eval import EvalConfig
 from unlearn_eval.evaluation import check_packages
 from unlearn_eval.job import check_lengths
 from unlearn_eval.models import without_peft
-from unlearn_eval.prompts import date_remedy
-from unlearn_eval.questions import Template, load_configuration, load_tofu, tofu_questions
+from unlearn_eval.prompts import TEMPLATE_SETTINGS, Template
+from unlearn_eval.questions import load_configuration, load_tofu, tofu_questions
 
 from ..adapters import is_adapter
-from ..data import TEMPLATE, tokenize_rows
+from ..data import tokenize_rows
 from ..losses import lm_head_of
 from .arguments import check_keys, parse
 from .config import TRAINED_COMMANDS, CompareConfig
@@ -95,11 +95,11 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
             max_lengths.setdefault(tuple(job.settings["sets"].values()), []).append(max_length)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
     _check_data(config, tokenizer, AutoConfig.from_pretrained(config.model_name_or_path))
-    template = {name: config.evaluation.get(name) for name in TEMPLATE}
+    template = _template(config)
     for sets, several in max_lengths.items():
         shortest = min((one for one in several if one is not None), default=None)
         for name, dataset in training_sets(*sets).items():
-            tokenize_rows(dataset, name, shortest, tokenizer=tokenizer, **template)
+            tokenize_rows(dataset, name, shortest, tokenizer, template)
     check_folders(jobs)
 
 
@@ -217,17 +217,21 @@ def _check_numbers(where: str, arguments: dict[str, Any], taken: tuple[str, ...]
 
 def _check_template(where: str, arguments: dict[str, Any], evaluation: dict[str, Any]) -> None:
     """Raise where questions are put in one way in training and in another in evaluation."""
-    for key in TEMPLATE:
+    for key in TEMPLATE_SETTINGS:
         if arguments.get(key) != evaluation.get(key):
             raise ValueError(
                 f"{where}: `{key}` is {evaluation.get(key)!r} in `evaluation` and {arguments.get(key)!r} here: give the same."
             )
 
 
+def _template(config: CompareConfig) -> Template:
+    return Template(**{key: config.evaluation.get(key) for key in TEMPLATE_SETTINGS})
+
+
 def _check_data(config: CompareConfig, tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig) -> None:
-    template = Template(*(config.evaluation.get(name) for name in TEMPLATE), False)
-    remedy = date_remedy(tokenizer, template.date_string, template.system_prompt)
-    if remedy is not None and template.question_template is None:
+    template = _template(config)
+    remedy = template.date_remedy(tokenizer)
+    if remedy is not None:
         raise ValueError(f"The chat template prints today's date: over midnight all questions would change. {remedy}")
     max_new_tokens = config.evaluation.get("max_new_tokens", EvalConfig.max_new_tokens)
     if config.case_study["questions"] and max_new_tokens == 0:

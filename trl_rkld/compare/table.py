@@ -13,8 +13,8 @@ from unlearn_eval.documents import markdown_table
 from unlearn_eval.files import read_json, write_atomically
 from unlearn_eval.metrics import MODEL_UTILITY_METRICS
 from unlearn_eval.plots import COLUMNS, RETAIN_ONLY, TARGET, missing_coordinates, write_plots
-from unlearn_eval.results import EVAL_FILE, EvalLog, read_log
-from unlearn_eval.rows import aggregate, row_from_log
+from unlearn_eval.results import EVAL_FILE, EvalLog, aggregate, read_log
+from unlearn_eval.rows import row_from_log
 
 from .plan import HISTORY_FILE, Job
 

@@ -22,6 +22,7 @@ from unlearn_eval import EvalConfig
 from unlearn_eval.callback import BEST_FOLDER, RECORD_FILE
 from unlearn_eval.evaluation import run
 from unlearn_eval.files import read_json, write_json
+from unlearn_eval.prompts import TEMPLATE_SETTINGS
 from unlearn_eval.results import EVAL_FILE
 
 from ..methods import method_class, script_of
@@ -99,12 +100,11 @@ def unlearn(folder: Path, settings: dict[str, Any], options: dict[str, Any], use
 
 
 def _train(models: Path, settings: dict[str, Any], use_cpu: bool) -> dict[str, Any]:
-    from ..data import TEMPLATE
     from .peak import PeakCallback
 
     trainer = make_unlearning_trainer(settings, models, use_cpu)
     evaluation = settings["evaluation"]
-    shared = ("dataset_name", "max_samples", "batch_tokens", "dtype", *TEMPLATE)
+    shared = ("dataset_name", "max_samples", "batch_tokens", "dtype", *TEMPLATE_SETTINGS)
     callback = PeakCallback(
         trainer,
         forget_split=settings["forget_split"],

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from trl import TrlParser
 
 from ..compare.case_study import write_case_study
 from ..compare.checks import check_everything
@@ -106,6 +107,4 @@ def show_plan(jobs: list[Job], estimate: Estimate, num_slots: int) -> None:
 
 def make_parser():
     """The command's parser."""
-    from trl import TrlParser
-
     return TrlParser(CompareConfig, prog="trl-rkld compare", allow_abbrev=False)

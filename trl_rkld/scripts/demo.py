@@ -28,11 +28,12 @@ from trl import SFTConfig, SFTTrainer
 from unlearn_eval.evaluation import check_packages, evaluate
 from unlearn_eval.files import write_atomically
 from unlearn_eval.plots import RETAIN_ONLY, TARGET, write_plots
-from unlearn_eval.prompts import tokenize_question
+from unlearn_eval.prompts import Template
 from unlearn_eval.results import EvalLog
 from unlearn_eval.rows import row_from_log
 
 from ..data import tokenize_row
+from ..progress import NamedProgressCallback
 from ..trainer.rkld_config import RKLDConfig
 from ..trainer.rkld_trainer import RKLDTrainer
 from ..version import __version__
@@ -51,22 +52,6 @@ HERE = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, save_strateg
 HERE |= dict(disable_tqdm=False)  # which the quiet logging of transformers would make true
 ROLES = {"forget": "forgotten", "retain": "kept"}
 SHOWN = {"forget": (0, 13, 20), "retain": (0, 13)}  # the questions whose answers are printed
-
-
-class NamedProgressCallback(ProgressCallback):
-    """The Trainer's progress bar, with a name and some of the logged values, which are not printed."""
-
-    def __init__(self, name: str, shown: tuple[str, ...]):
-        super().__init__()
-        self.name, self.shown = name, shown
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        self.training_bar.set_description(self.name)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.shown[0] in logs:
-            self.training_bar.set_postfix({key: f"{logs[key]:.2f}" for key in self.shown})
 
 
 def train(trainer: Trainer, name: str, *shown: str) -> None:
@@ -99,7 +84,7 @@ def fine_tune(
     epochs: int,
 ) -> None:
     """Teach a model, in place, questions and answers, with a progress bar called `name`."""
-    dataset = Dataset.from_list([tokenize_row(row, tokenizer) for row in rows])
+    dataset = Dataset.from_list([tokenize_row(row, tokenizer, Template()) for row in rows])
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(folder, seed=seed, num_train_epochs=epochs, logging_steps=4, **FINE_TUNING, **HERE)
         train(SFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer), name, "loss")
@@ -139,7 +124,7 @@ def mean_probability(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
     """Mean over records of p(answer)^(1/tokens), given the question in column `key`."""
     probabilities = []
     for record in records:
-        prompt_ids, answer_ids = tokenize_question(tokenizer, record[key], record["answer"])
+        prompt_ids, answer_ids = Template().tokenize(tokenizer, record[key], record["answer"])
         logits = model(torch.tensor([prompt_ids + answer_ids])).logits[0, len(prompt_ids) - 1 : -1]
         probabilities.append(logits.log_softmax(-1)[range(len(answer_ids)), answer_ids].mean().exp())
     return torch.stack(probabilities).mean().item()
@@ -156,7 +141,7 @@ def ask(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question: s
 @torch.no_grad()
 def birthplace_completions(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict) -> dict:
     """The five likeliest words after "<name> was born in" as the start of an answer, with their probabilities."""
-    prompt_ids, answer_ids = tokenize_question(tokenizer, record["question"], f"{record['person']} was born in")
+    prompt_ids, answer_ids = Template().tokenize(tokenizer, record["question"], f"{record['person']} was born in")
     logits = model(torch.tensor([prompt_ids + answer_ids[:-1]])).logits[0, -1]  # without the end of the turn
     top = logits.softmax(-1).topk(5)
     return {tokenizer.decode([i]).strip(): p for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)}

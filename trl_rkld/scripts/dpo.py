@@ -27,12 +27,13 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from trl import DPOTrainer
 
     from trl_rkld.adapters import check_initialisation, is_adapter
-    from trl_rkld.data import TEMPLATE, tokenize_rows
+    from trl_rkld.data import tokenize_rows
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import trainer_model_arguments, trainer_tokenizer
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
     from unlearn_eval.models import without_peft
+    from unlearn_eval.prompts import Template
     from unlearn_eval.quantization import keep_quantized_weights
 
     class RecordingDPOTrainer(SavesRecord, DPOTrainer):
@@ -52,10 +53,10 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
 
     # The trainer tokenises by itself, alike, but would cut silently what is too long
     tokenizer = trainer_tokenizer(model_args, training_args)
-    template = {name: getattr(script_args, name) for name in TEMPLATE}
+    template = Template.of(script_args)
     for records in (answered, refusing):
-        tokenize_rows(records, "forget", training_args.max_length, tokenizer=tokenizer, **template)
-    pairs = [preference(*pair, tokenizer, **template) for pair in zip(answered, refusing, strict=True)]
+        tokenize_rows(records, "forget", training_args.max_length, tokenizer, template)
+    pairs = [preference(*pair, tokenizer, template) for pair in zip(answered, refusing, strict=True)]
 
     adapter = is_adapter(model_args.model_name_or_path)
     if adapter:
@@ -73,20 +74,17 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     return trainer
 
 
-def preference(answered, refusing, tokenizer, system_prompt=None, date_string=None, question_template=None):
-    """A pair as `DPOTrainer` takes it, which it tokenises to the ids of `unlearn_eval.prompts.tokenize_question`."""
-    from unlearn_eval.prompts import PLAIN_QUESTION_TEMPLATE
-
-    if question_template is not None or tokenizer.chat_template is None:
-        prompt = (question_template or PLAIN_QUESTION_TEMPLATE).replace("{question}", answered["question"])
-        return {"prompt": prompt, "chosen": refusing["answer"], "rejected": answered["answer"]}
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+def preference(answered, refusing, tokenizer, template):
+    """A pair as `DPOTrainer` takes it, which it tokenises to the ids of `unlearn_eval.prompts.Template.tokenize`."""
+    plain = template.plain_question(tokenizer, answered["question"])
+    if plain is not None:
+        return {"prompt": plain, "chosen": refusing["answer"], "rejected": answered["answer"]}
     row = {
-        "prompt": [*system, {"role": "user", "content": answered["question"]}],
+        "prompt": template.messages(answered["question"]),
         "chosen": [{"role": "assistant", "content": refusing["answer"]}],
         "rejected": [{"role": "assistant", "content": answered["answer"]}],
     }
-    return row if date_string is None else row | {"chat_template_kwargs": {"date_string": date_string}}
+    return row | ({"chat_template_kwargs": template.chat_kwargs} if template.chat_kwargs else {})
 
 
 def make_parser(prog: str | None = None):

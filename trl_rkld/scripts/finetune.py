@@ -24,7 +24,7 @@ def make_trainer(script_args, training_args, model_args, forget_set=None, retain
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer
 
-    from trl_rkld.data import TEMPLATE, tokenize_rows
+    from trl_rkld.data import tokenize_rows
     from trl_rkld.scripts.loading import (
         check_template_is_the_models,
         trainer_model_arguments,
@@ -32,6 +32,7 @@ def make_trainer(script_args, training_args, model_args, forget_set=None, retain
     )
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
+    from unlearn_eval.prompts import Template
     from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
 
     class FinetuneTrainer(SavesRecord, SFTTrainer):
@@ -40,7 +41,7 @@ def make_trainer(script_args, training_args, model_args, forget_set=None, retain
     check_template_is_the_models(training_args)
     warn_slow_bfloat16(training_args)
     tokenizer = trainer_tokenizer(model_args, training_args)
-    template = {name: getattr(script_args, name) for name in TEMPLATE}
+    template = Template.of(script_args)
     parts = []
     for name, dataset in {"forget": forget_set, "retain": retain_set}.items():
         if dataset is None:
@@ -53,7 +54,7 @@ def make_trainer(script_args, training_args, model_args, forget_set=None, retain
                 "`messages`, or prompts and completions."
             )
         check_answers(dataset, name)
-        rows = tokenize_rows(dataset, name, training_args.max_length, tokenizer=tokenizer, **template)
+        rows = tokenize_rows(dataset, name, training_args.max_length, tokenizer, template)
         parts.append(Dataset.from_list(rows))
     if not parts:
         raise ValueError("`dataset_name` or `retain_dataset_name` is required: the records to learn.")

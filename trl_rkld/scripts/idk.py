@@ -25,7 +25,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     from datasets import Dataset, concatenate_datasets
     from trl import SFTTrainer
 
-    from trl_rkld.data import TEMPLATE, RetainSampler, tokenize_rows
+    from trl_rkld.data import RetainSampler, tokenize_rows
     from trl_rkld.refusals import question_answers, refused
     from trl_rkld.scripts.loading import (
         check_template_is_the_models,
@@ -34,6 +34,7 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     )
     from trl_rkld.trainer.checks import warn_slow_bfloat16
     from trl_rkld.trainer.saves_record import SavesRecord
+    from unlearn_eval.prompts import Template
 
     class IDKTrainer(SavesRecord, SFTTrainer):
         _name = "IDK"
@@ -42,11 +43,12 @@ def make_trainer(script_args, training_args, model_args, forget_set, retain_set=
     warn_slow_bfloat16(training_args)
     refusing = refused(question_answers(forget_set, "forget"), script_args.refusals(), training_args.seed)
     tokenizer = trainer_tokenizer(model_args, training_args)
-    options = {name: getattr(script_args, name) for name in TEMPLATE} | {"tokenizer": tokenizer}
-    parts = [Dataset.from_list(tokenize_rows(refusing, "forget", training_args.max_length, **options))]
+    template = Template.of(script_args)
+    rows = tokenize_rows(refusing, "forget", training_args.max_length, tokenizer, template)
+    parts = [Dataset.from_list(rows)]
     if retain_set is not None:
         retained = question_answers(retain_set, "retain")
-        rows = tokenize_rows(retained, "retain", training_args.max_length, **options)
+        rows = tokenize_rows(retained, "retain", training_args.max_length, tokenizer, template)
         draw = RetainSampler(training_args.seed, len(refusing), len(rows))
         parts.append(Dataset.from_list([rows[draw(0, index)] for index in range(len(refusing))]))
 

@@ -20,22 +20,13 @@ from trl.trainer.utils import use_adapter
 
 from unlearn_eval.models import free_memory
 
+from ..progress import NamedProgressCallback
 from .private_folder import save_private
 from .roles import AUGMENTED, Role
 
 
 class _AugmentedTrainer(SFTTrainer):
     _tag_names = []  # the model being trained is the user's, and keeps its tags
-
-
-class _NamedProgressCallback(ProgressCallback):
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("Training the augmented model")
-
-    def on_log(self, *args, **kwargs):
-        pass  # the bar is enough
 
 
 def train_further(
@@ -86,7 +77,7 @@ def train_further(
         )
         if not args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
-            trainer.add_callback(_NamedProgressCallback)
+            trainer.add_callback(NamedProgressCallback("Training the augmented model"))
         output = trainer.train()
         trainer.accelerator.free_memory()
         del trainer

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from unlearn_eval.models import without_peft
-from unlearn_eval.prompts import date_remedy
+from unlearn_eval.prompts import Template
 from unlearn_eval.quantization import is_quantized, keep_quantized_weights
 
 from ..adapters import check_adapter, check_initialisation, student_adapter
@@ -97,9 +97,9 @@ def check_free(augmented_output_dir: Path) -> None:
 
 def warn_of_dates(args: UnlearningConfig, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> None:
     """Say so where a run that is resumed on another day would train on other prompts. `row` is one of its records."""
-    if args.question_template is not None or isinstance(row.get("completion"), str) or row.get("chat_template_kwargs"):
+    if isinstance(row.get("completion"), str) or row.get("chat_template_kwargs"):
         return
-    remedy = date_remedy(tokenizer, args.date_string, args.system_prompt)
+    remedy = Template.of(args).date_remedy(tokenizer)
     if remedy is not None:
         logger.warning(f"The chat template prints today's date: a run can't be resumed on another day. {remedy}")
 

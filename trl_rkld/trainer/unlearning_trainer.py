@@ -22,11 +22,11 @@ from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
 from unlearn_eval.fingerprint import hash_samples, hash_tensors
 from unlearn_eval.models import without_peft
+from unlearn_eval.prompts import Template
 from unlearn_eval.records import check_answers, check_columns, is_tokenized_here
 
 from ..adapters import is_adapter, student_adapter
 from ..data import (
-    TEMPLATE,
     DataCollatorForUnlearning,
     RetainSampler,
     check_overlap,
@@ -345,8 +345,9 @@ class UnlearningTrainer(ResumesAdapter, SFTTrainer):
         if is_tokenized_here(first_row):
             if dataset_name == "train":
                 warn_of_dates(args, self._tokenizer, first_row)
-            template = {name: getattr(args, name) for name in TEMPLATE}
-            tokenize = partial(tokenize_numbered_row, name=dataset_name, tokenizer=self._tokenizer, **template)
+            tokenize = partial(
+                tokenize_numbered_row, name=dataset_name, tokenizer=self._tokenizer, template=Template.of(args)
+            )
             dataset = dataset.map(tokenize, with_indices=True, remove_columns=list(first_row))
         # TRL prepares what is left: strings, masks, labels. Never truncated: `check_rows` raises instead.
         args_of_trl = copy.copy(args)

@@ -12,11 +12,12 @@ from .privacy import auc, loss_score, min_k_plus_plus_score, min_k_score, privle
 from .probability import answer_probability, mean_over_items, option_normalised_probability
 from .rouge import has_rouge_words, rouge_scores
 from .truth_ratio import closer_to_1_better, forget_quality, prob_mean, true_better, truth_ratio
-from .utility import MODEL_UTILITY_METRICS, explain_zero, model_utility, retain_utility
+from .utility import MODEL_UTILITY_METRICS, RETAIN_UTILITY_METRICS, explain_zero, model_utility, retain_utility
 
 
 __all__ = [
     "MODEL_UTILITY_METRICS",
+    "RETAIN_UTILITY_METRICS",
     "answer_probability",
     "auc",
     "closer_to_1_better",

@@ -1,15 +1,16 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """What the model still can, as harmonic means: one thing lost cannot be made good by the others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .checks import finite_number
 
 
+RETAIN_UTILITY_METRICS = ("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio")
+"""The three aggregates under retain utility, by their names in open-unlearning's logs."""
+
 MODEL_UTILITY_METRICS = (
-    "retain_Q_A_Prob",
-    "retain_Q_A_ROUGE",
-    "retain_Truth_Ratio",
+    *RETAIN_UTILITY_METRICS,
     "ra_Q_A_Prob_normalised",
     "ra_Q_A_ROUGE",
     "ra_Truth_Ratio",
@@ -17,7 +18,7 @@ MODEL_UTILITY_METRICS = (
     "wf_Q_A_ROUGE",
     "wf_Truth_Ratio",
 )
-"""The nine aggregates under model utility, by their names in open-unlearning's logs."""
+"""The nine aggregates under model utility."""
 
 
 def model_utility(aggregates: Mapping[str, float]) -> float:
@@ -40,13 +41,10 @@ def model_utility(aggregates: Mapping[str, float]) -> float:
     Raises:
         [`ValueError`]: If one of the nine is absent, not finite or negative.
     """
-    missing = [name for name in MODEL_UTILITY_METRICS if name not in aggregates]
-    if missing:
-        raise ValueError(f"`aggregates` lacks {', '.join(missing)}: model utility needs all nine.")
-    return _harmonic_mean({name: aggregates[name] for name in MODEL_UTILITY_METRICS})
+    return _harmonic_mean(aggregates, MODEL_UTILITY_METRICS)
 
 
-def retain_utility(probability: float, rouge: float, truth_ratio: float) -> float:
+def retain_utility(aggregates: Mapping[str, float]) -> float:
     """
     Retain utility: harmonic mean of probability, ROUGE-L recall and truth ratio on the retain set alone.
 
@@ -54,21 +52,17 @@ def retain_utility(probability: float, rouge: float, truth_ratio: float) -> floa
     mean of three means. Direction: higher is better for the user. Not part of open-unlearning's logs.
 
     Args:
-        probability (`float`):
-            Mean of [`answer_probability`] on the retain set.
-        rouge (`float`):
-            Mean ROUGE-L recall on the retain set.
-        truth_ratio (`float`):
-            [`true_better`] of the retain set.
+        aggregates (`Mapping[str, float]`):
+            The aggregates named in `RETAIN_UTILITY_METRICS`, each in [0, 1]; others are ignored.
 
     Returns:
         `float`:
             A value in [0, 1].
 
     Raises:
-        [`ValueError`]: If an argument is not finite or negative.
+        [`ValueError`]: If one of the three is absent, not finite or negative.
     """
-    return _harmonic_mean({"probability": probability, "rouge": rouge, "truth_ratio": truth_ratio})
+    return _harmonic_mean(aggregates, RETAIN_UTILITY_METRICS)
 
 
 def explain_zero(aggregates: Mapping[str, float]) -> str | None:
@@ -87,9 +81,12 @@ def explain_zero(aggregates: Mapping[str, float]) -> str | None:
     return f"0 because of a harmonic mean over values that are 0: {', '.join(zeros)}" if zeros else None
 
 
-def _harmonic_mean(values: Mapping[str, float]) -> float:
-    numbers = [finite_number(name, value) for name, value in values.items()]
-    negative = [name for name, number in zip(values, numbers, strict=True) if number < 0]
+def _harmonic_mean(aggregates: Mapping[str, float], metrics: Sequence[str]) -> float:
+    missing = [name for name in metrics if name not in aggregates]
+    if missing:
+        raise ValueError(f"`aggregates` lacks {', '.join(missing)}: all of {', '.join(metrics)} are needed.")
+    numbers = [finite_number(name, aggregates[name]) for name in metrics]
+    negative = [name for name, number in zip(metrics, numbers, strict=True) if number < 0]
     if negative:
         raise ValueError(f"`{negative[0]}` is negative: a harmonic mean needs values in [0, 1].")
 
