@@ -19,6 +19,7 @@ def lora():
 
 def make(method, row, source, tokenizer, folder, retain=None, data=None, augmented_model=None, **kwargs):
     """A trainer of any method. `row` is how the model comes, `source` a path or a model."""
+    torch.manual_seed(3)  # adapters are drawn when they are made, whatever test was run before
     arguments = {"augmented_model": augmented_model} if augmented_model is not None else {}
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
@@ -26,7 +27,6 @@ def make(method, row, source, tokenizer, folder, retain=None, data=None, augment
     if "trained adapter" in row:
         extra = {"quantization_config": quantization} if "4-bit" in row else {}
         source = get_peft_model(create_model_from_path(source, dtype=torch.float32, **extra), lora())
-        torch.manual_seed(3)
         for name, parameter in source.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
