@@ -52,8 +52,8 @@ class TransformersBackend:
         batch_size (`int`, *optional*, defaults to `32`):
             Prompts that are continued at once.
         masked_token_id (`int`, *optional*):
-            Token that no token may attend to, as open-unlearning's padding mask has it: `--compat open_unlearning`. The model's
-            own generation settings then hold but for sampling, as there.
+            Token that no token may attend to, as open-unlearning's padding mask has it: `--compat open_unlearning`.
+            The model's own generation settings then hold but for sampling, as there.
     """
 
     def __init__(
@@ -263,8 +263,8 @@ class TransformersBackend:
             eos_token_id=self.end_ids,
             pad_token_id=self.end_ids[0],
         )
-        # What is unset in these is taken from the model's own settings (a repetition penalty, say), if it has any: in open-unlearning
-        # it is meant to be.
+        # What is unset in these is taken from the model's own settings (a repetition penalty, say), if it has any: in
+        # open-unlearning it is meant to be.
         own = self.causal_lm.generation_config
         self.causal_lm.generation_config = GenerationConfig() if self.masked_token_id is None else own
         try:
