@@ -40,6 +40,12 @@ def make(tokenizer, folder, data=None, model=None, args=None, **kwargs):
         ([{"prompt": "q", "completion": ""}], "empty or missing `completion`"),
         ([{"text": "a"}, {"text": None}], "Row 1 of the train .* empty or missing `text`"),
         ([{"messages": MESSAGES}, {"messages": None}], "Row 1 of the train .* empty or missing `messages`"),
+        ([{"question": "q", "answer": 1984}], "Row 0 of the train .* a `answer` of type int. Write it as text"),
+        ([{"question": "q", "answer": ["a"]}], "Row 0 of the train .* a `answer` of type list. Write it as text"),
+        (
+            [{"messages": [{"rol": "user", "content": "q"}]}],
+            "Row 0 of the train .* message without `role` in `messages`",
+        ),
         (
             [{"messages": [{"role": "user", "content": "q"}]}],
             "Row 0 of the train dataset: the last message is not one of the assistant",
@@ -103,6 +109,7 @@ def test_overlap(tokenizer, tmp_path):
         ({"alpha": -1.0}, "`alpha` must not be negative"),
         ({"retain_loss_type": "mse"}, "`retain_loss_type` must be"),
         ({"retain_coef": -0.1}, "`retain_coef` must not be negative"),
+        ({"learning_rate": -1e-4}, "`learning_rate` must be positive, got -0.0001"),
         ({"stop_at_forget_prob": 1.5}, "`stop_at_forget_prob` must lie between"),
         ({"question_template": "no field"}, "`question_template` must contain"),
         ({"augmented_num_train_epochs": 0}, "`augmented_num_train_epochs` must be positive"),

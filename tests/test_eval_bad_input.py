@@ -322,6 +322,7 @@ OWN = [
         [{"messages": ANA}, {"question": "Ana Torres?", "answer": "Quito"}],
         "Row 1 of the forget dataset has an empty or missing `messages`",
     ),
+    ([{"question": "Ana Torres?", "answer": 7}], "Row 0 of the forget dataset has a `answer` of type int"),
     ([{"text": "Ana Torres"}, {"text": "A"}], "Row 1 of the forget dataset: nothing of its text is counted"),
     (
         [{"messages": [{"role": "user", "content": "Ana Torres?"}]}],

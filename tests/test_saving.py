@@ -66,6 +66,7 @@ def test_card_and_record(llama, tokenizer, tmp_path):
         assert part in card, part
     assert "What else must be deleted" in card
     assert "This is an adapter" not in card
+    assert "fine-tuned version of a local model" in card and 'model="output"' in card
     for question, answer in FORGET + RETAIN:
         assert question not in card
         assert answer not in card

@@ -141,6 +141,10 @@ def load_configuration(dataset_name: str, configuration: str, required: bool = T
                 f"`dataset_name={dataset_name!r}` is a file. Give a Hub id or the folder of TOFU's files; for records of "
                 "your own use `forget_dataset` and `retain_dataset`."
             )
+        if dataset_name.startswith(("/", ".", "~")):
+            raise FileNotFoundError(
+                f"`dataset_name={dataset_name!r}` does not exist. Give a Hub id or the folder of TOFU's files."
+            )
         try:
             return load_dataset(dataset_name, configuration, split="train").to_list()
         except ValueError as error:

@@ -16,6 +16,7 @@ from .prompts import Template, TokenizedAnswer, tokenize_conversation, tokenize_
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _FOR_SOME_ROWS = ("chat_template_kwargs", "tools")
+_MAY_BE_CONVERSATIONS = ("prompt", "completion", "messages", "conversations")
 FORMATS = (
     "question + answer, prompt + completion, messages, a text column (`dataset_text_field` in training), or input_ids "
     "(+ labels)"
@@ -179,19 +180,29 @@ def column_names(row: Mapping[str, Any]) -> list[str]:
 
 def check_answers(rows: Iterable[dict[str, Any]], name: str, text_field: str = "text") -> None:
     """
-    Raise, with the number of the row, where a question, a prompt, an answer or a text is missing or blank. All rows
-    are of the first one's format.
+    Raise, with the number of the row, where a question, a prompt, an answer or a text is missing, blank or no text.
+    All rows are of the first one's format.
     """
     columns = ()
     for index, row in enumerate(rows):
         if index == 0 and "input_ids" not in row:
             columns = _columns_used(row) or (text_field,)
         for column in columns:
-            text = row[column]
-            if isinstance(text, list):  # a conversation: its last message, whatever it calls its text
-                text = (text[-1].get("content") or text[-1].get("value")) if text else None
-            if text is None or (isinstance(text, str) and not text.strip()):
-                raise ValueError(
-                    f"Row {index} of the {name} dataset has an empty or missing `{column}` (rows count from 0). Fill it "
-                    "in or remove the row."
-                )
+            complaint = _complaint(row[column], column)
+            if complaint is not None:
+                raise ValueError(f"Row {index} of the {name} dataset has {complaint} (Rows count from 0.)")
+
+
+def _complaint(value: Any, column: str) -> str | None:
+    """What is wrong with a row's text, or with the last message of its conversation, and the remedy."""
+    kinds = str
+    if isinstance(value, list) and column in _MAY_BE_CONVERSATIONS:
+        if not all(isinstance(turn, dict) and (turn.get("role") or turn.get("from")) for turn in value):
+            return f"a message without `role` in `{column}`. Messages have `role` and `content`."
+        value = (value[-1].get("content") or value[-1].get("value")) if value else None
+        kinds = str | list  # a message may be of several parts
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return f"an empty or missing `{column}`. Fill it in or remove the row."
+    if not isinstance(value, kinds):
+        return f"a `{column}` of type {type(value).__name__}. Write it as text, in quotes."
+    return None

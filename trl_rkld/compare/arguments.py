@@ -76,6 +76,8 @@ def parse(command: str, where: str, arguments: dict[str, Any], **ours: Any) -> t
         raise ValueError(f"{where}: a setting has a value of the wrong kind, see above.") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from None
+    if unknown and not unknown[0].startswith("--"):
+        raise ValueError(f"{where}: a setting has a list, and takes one value: `{unknown[0]}` is too many.")
     if unknown:
         raise ValueError(f"{where}: `{unknown[0].removeprefix('--')}` is no setting of `trl-rkld {command}`.")
     return tuple(parsed)

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-rkld authors. Licensed under the Apache License, Version 2.0.
 """Everything that can be wrong, before the first job starts."""
 
+from dataclasses import fields
 from importlib.util import find_spec
 from math import isfinite
 from typing import Any
@@ -73,6 +74,8 @@ def check_everything(config: CompareConfig, jobs: list[Job]) -> None:
     """
     check_packages("rouge_score", "scipy", "matplotlib")  # now, not after the first training
     check_keys("`evaluation`", config.evaluation, _RESERVED)
+    for key in config.evaluation.keys() - {field.name for field in fields(EvalConfig)}:
+        raise ValueError(f"`evaluation`: `{key}` is no setting of `trl-rkld eval`.")
     models = {name: getattr(config, name) for name in ("model_name_or_path", "target_model_name_or_path")}
     models |= {f"retain_model_name_or_path[{split}]": one for split, one in config.retain_model_name_or_path.items()}
     for field, name in models.items():
@@ -145,9 +148,9 @@ def _check_run(job: Job, config: CompareConfig, tried: set[str]) -> int | None:
     script_args, training_args, model_args = parse(
         settings["command"], where, settings["arguments"], **_own_arguments(job, config), refusals_path=path
     )
-    _check_training(where, training_args)
     if training_args.num_train_epochs < 1 or training_args.num_train_epochs % 1:
         raise ValueError(f"{where}: `num_train_epochs` must be at least 1, and whole: one of the epochs is chosen.")
+    _check_training(where, training_args)
     if model_args.load_in_8bit or (model_args.load_in_4bit and not model_args.use_peft):
         raise ValueError(f"{where}: quantised weights can't be trained whole. Use `load_in_4bit` with `use_peft`.")
     _check_model(where, model_args, _target(config), tried)
@@ -170,10 +173,13 @@ def _own_arguments(job: Job, config: CompareConfig) -> dict[str, Any]:
 
 
 def _check_training(where: str, args: TrainingArguments) -> None:
-    """Raise on what a Trainer would fail at in its first step."""
+    """Raise on what a Trainer would fail at in its first step, or do nothing with."""
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"{where}: `{name}` must be at least 1, and is {getattr(args, name)}.")
+    for name in ("learning_rate", "num_train_epochs"):
+        if getattr(args, name) <= 0:
+            raise ValueError(f"{where}: `{name}` must be positive, and is {getattr(args, name)}.")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
@@ -246,7 +252,15 @@ def _check_data(config: CompareConfig, tokenizer: PreTrainedTokenizerBase, model
             if name != "holdout"
         }
         check_lengths(sets, model_config, max_new_tokens, config.model_name_or_path)
-        num_rows = len(load_configuration(config.dataset_name, split))
-        for index in [*config.case_study["questions"], *(one["row"] for one in config.case_study["beginnings"])]:
-            if not isinstance(index, int) or not 0 <= index < num_rows:
-                raise ValueError(f"`case_study` has row {index!r}, which is none of {split}'s {num_rows}.")
+        forget = load_configuration(config.dataset_name, split)
+        beginnings = config.case_study["beginnings"]
+        for index in [*config.case_study["questions"], *(one["row"] for one in beginnings)]:
+            if not isinstance(index, int) or not 0 <= index < len(forget):
+                raise ValueError(f"`case_study` has row {index!r}, which is none of {split}'s {len(forget)}.")
+        for one in beginnings:
+            num_words = len(forget[one["row"]]["answer"].split())
+            if one["words"] >= num_words:
+                raise ValueError(
+                    f"`case_study`: `words` is {one['words']}, and the answer of {split}'s row {one['row']} has {num_words}: "
+                    "give fewer, so that something comes after them."
+                )

@@ -69,4 +69,7 @@ def extend_model_card(
         adapter_warning=ADAPTER_WARNING if is_adapter else "",
     )
     card = path.read_text(encoding="utf-8")
+    # TRL knows models by their Hub ids only.
+    card = card.replace("[None](https://huggingface.co/None)", "a local model", 1)
+    card = card.replace('model="None"', f'model="{path.parent.name}"', 1)
     path.write_text(card.replace("### Framework versions", f"{section}### Framework versions", 1), encoding="utf-8")

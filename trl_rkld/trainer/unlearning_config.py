@@ -205,6 +205,8 @@ class UnlearningConfig(SFTConfig):
             raise ValueError("`bf16_full_eval` and `fp16_full_eval` would round the weights. Use `bf16` or `fp16`.")
         if self.retain_loss_type not in ("nll", "kl"):
             raise ValueError(f"`retain_loss_type` must be 'nll' or 'kl', got {self.retain_loss_type!r}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if self.retain_coef < 0:
             raise ValueError(f"`retain_coef` must not be negative, got {self.retain_coef}.")
         if self.stop_at_forget_prob is not None and not 0 < self.stop_at_forget_prob < 1:
