@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 
 LABELS = {"rkld": "reverse KL (RKLD)", "forward_kl": "forward KL", "npo": "NPO", "whp": "WHP", "grad_diff": "GradDiff"}
-MARKERS = "os^vDPX*"
+MARKERS = "os^vDPX*<>"
 PANELS = {
     "ks_d": "D from the retain-only model",
     "forget_prob": "probability of forgotten answers",
@@ -34,7 +34,7 @@ def main(path: Path) -> None:
     (split,) = {row["split"] for row in rows}
     runs = dict.fromkeys((row["method"], row["setting"]) for row in rows if row["epoch"])
     styles = [(marker, f"C{color}") for color, marker in enumerate(MARKERS)]
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(10, 4.2), sharex=True, layout="constrained")
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(11, 4.2), sharex=True, layout="constrained")
     for panel, (name, title) in zip(panels, PANELS.items(), strict=True):
         for (method, setting), (marker, color) in zip(runs, cycle(styles), strict=False):
             ours = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
@@ -53,7 +53,7 @@ def main(path: Path) -> None:
         panel.set(title=title, xlabel="epoch", ylim=(0, 1.15 * before if name == "ks_d" else 1))
         panel.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{split}, n = {target['n']}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
