@@ -20,12 +20,14 @@ import matplotlib.pyplot as plt
 
 
 LABELS = {"rkld": "reverse KL (RKLD)", "forward_kl": "forward KL", "npo": "NPO", "whp": "WHP", "grad_diff": "GradDiff"}
-MARKERS = "os^vDPX*<>"
+MARKERS = "os^vDPX"  # fewer than the colours, so that the pairs repeat late
 PANELS = {
     "ks_d": "D from the retain-only model",
     "forget_prob": "probability of forgotten answers",
     "retain_prob": "probability of retained answers",
 }
+# A run further off than any target has failed; how far would take the room from the others
+LIMITS = {"ks_d": (-0.01, 0.55), "forget_prob": (3e-3, 1.3), "retain_prob": (0, 1.03)}
 
 
 def main(path: Path) -> None:
@@ -33,26 +35,29 @@ def main(path: Path) -> None:
         rows = list(csv.DictReader(file))
     (split,) = {row["split"] for row in rows}
     runs = dict.fromkeys((row["method"], row["setting"]) for row in rows if row["epoch"])
-    styles = [(marker, f"C{color}") for color, marker in enumerate(MARKERS)]
+    seeds = {run: dict.fromkeys(row["seed"] for row in rows if (row["method"], row["setting"]) == run) for run in runs}
+    most = max(map(len, seeds.values()))
     figure, panels = plt.subplots(1, len(PANELS), figsize=(11, 4.2), sharex=True, layout="constrained")
     for panel, (name, title) in zip(panels, PANELS.items(), strict=True):
-        for (method, setting), (marker, color) in zip(runs, cycle(styles), strict=False):
+        for number, ((method, setting), marker) in enumerate(zip(runs, cycle(MARKERS), strict=False)):
             ours = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
             label = LABELS.get(method, method) + ("" if setting == "none" else f", {setting}")
-            seeds = dict.fromkeys(row["seed"] for row in ours)
-            for seed in seeds:
+            # What has had fewer seeds than others stands back
+            alpha = 1 if len(seeds[method, setting]) == most else 0.5
+            for seed in seeds[method, setting]:
                 run = [row for row in ours if row["seed"] == seed]
                 epochs, values = ([float(row[column]) for row in run] for column in ("epoch", name))
-                # What has been run once stands back
-                panel.plot(epochs, values, marker=marker, color=color, label=label, alpha=1 if len(seeds) > 1 else 0.4)
+                panel.plot(epochs, values, marker=marker, color=f"C{number % 10}", alpha=alpha, label=label)
                 label = None
-        (target,) = (row for row in rows if row["method"] == "target")
-        before = float(target["retain_Q_A_Prob" if name == "retain_prob" else name])
-        panel.axhline(before, color="grey", linestyle=":", label="target, before")
-        # A run further off than the target was has failed; how far would take the room from the others
-        panel.set(title=title, xlabel="epoch", ylim=(0, 1.15 * before if name == "ks_d" else 1))
+        column = "retain_Q_A_Prob" if name == "retain_prob" else name
+        for method, line, label in (("target", ":", "target, before"), ("retain", "--", "retain-only model")):
+            (reference,) = (row for row in rows if row["method"] == method)
+            panel.axhline(float(reference[column]), color="grey", linestyle=line, label=label)
+        panel.set(title=title, xlabel="epoch", ylim=LIMITS[name])
+        if name == "forget_prob":
+            panel.set_yscale("log")
         panel.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"{split}, n = {target['n']}")
+    figure.suptitle(f"{split}, n = {reference['n']}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
