@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 
 
 LABELS = {"rkld": "reverse KL (RKLD)", "forward_kl": "forward KL", "npo": "NPO", "whp": "WHP", "grad_diff": "GradDiff"}
+COLORS = [f"C{number}" for number in range(10)]
 MARKERS = "os^vDPX"  # fewer than the colours, so that the pairs repeat late
 PANELS = {
     "ks_d": "D from the retain-only model",
@@ -34,30 +35,31 @@ def main(path: Path) -> None:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     (split,) = {row["split"] for row in rows}
-    runs = dict.fromkeys((row["method"], row["setting"]) for row in rows if row["epoch"])
-    seeds = {run: dict.fromkeys(row["seed"] for row in rows if (row["method"], row["setting"]) == run) for run in runs}
-    most = max(map(len, seeds.values()))
+    runs = {}  # (method, setting): {seed: its rows, epoch by epoch}
+    for row in rows:
+        if row["epoch"]:
+            runs.setdefault((row["method"], row["setting"]), {}).setdefault(row["seed"], []).append(row)
+    references = {row["method"]: row for row in rows if not row["epoch"]}
+    most = max(map(len, runs.values()))
     figure, panels = plt.subplots(1, len(PANELS), figsize=(11, 4.2), sharex=True, layout="constrained")
     for panel, (name, title) in zip(panels, PANELS.items(), strict=True):
-        for number, ((method, setting), marker) in enumerate(zip(runs, cycle(MARKERS), strict=False)):
-            ours = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
+        for ((method, setting), seeds), marker, color in zip(
+            runs.items(), cycle(MARKERS), cycle(COLORS), strict=False
+        ):
             label = LABELS.get(method, method) + ("" if setting == "none" else f", {setting}")
-            # What has had fewer seeds than others stands back
-            alpha = 1 if len(seeds[method, setting]) == most else 0.5
-            for seed in seeds[method, setting]:
-                run = [row for row in ours if row["seed"] == seed]
+            alpha = 1 if len(seeds) == most else 0.5  # what has had fewer seeds than others stands back
+            for run in seeds.values():
                 epochs, values = ([float(row[column]) for row in run] for column in ("epoch", name))
-                panel.plot(epochs, values, marker=marker, color=f"C{number % 10}", alpha=alpha, label=label)
+                panel.plot(epochs, values, marker=marker, color=color, alpha=alpha, label=label)
                 label = None
         column = "retain_Q_A_Prob" if name == "retain_prob" else name
         for method, line, label in (("target", ":", "target, before"), ("retain", "--", "retain-only model")):
-            (reference,) = (row for row in rows if row["method"] == method)
-            panel.axhline(float(reference[column]), color="grey", linestyle=line, label=label)
+            panel.axhline(float(references[method][column]), color="grey", linestyle=line, label=label)
         panel.set(title=title, xlabel="epoch", ylim=LIMITS[name])
         if name == "forget_prob":
             panel.set_yscale("log")
         panel.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"{split}, n = {reference['n']}")
+    figure.suptitle(f"{split}, n = {references['target']['n']}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
