@@ -23,8 +23,8 @@ pytestmark = pytest.mark.vllm
 
 LEARNT, UNLEARNT = 16, 8
 # Of each question: the right answer, its paraphrase and wrong ones.
-RIGHT, PARAPHRASE, WRONG = 0, 1, slice(2, 4)
-ANSWERS = 4
+RIGHT, PARAPHRASE, WRONG = 0, 1, slice(2, 7)
+ANSWERS = 7
 MAX_NEW_TOKENS = 60
 # Nats per token: the median of the differences and their 99th percentile. The demo's answers are half as long as TOFU's,
 # so that rounding averages out less: there, transformers in bfloat16 is 0.011 from itself in float32, here 0.008.
@@ -44,7 +44,7 @@ def requests(tokenizer):
     return [
         Template().tokenize(tokenizer, row["question"], answer)
         for row in load_records(str(file)).select(range(LEARNT + UNLEARNT))
-        for answer in [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]][:ANSWERS]
+        for answer in [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]
     ]
 
 
@@ -193,15 +193,18 @@ def test_adapter_generations(engine, folders, requests):
 
 
 def test_any_order(engine, scores, requests):
-    """Nor does it matter that a caller leaves before all is computed."""
+    """
+    The same scores, whatever stands beside a request, and whether or not a caller has left before all was computed.
+
+    The same to what bfloat16 rounds: with others in its batch, an answer's loss moves by up to 0.03 nats per token. The
+    scores of another request are nats away.
+    """
     results = engine.score(requests)
     next(results)
     results.close()
-    few = range(0, len(requests), 4)
+    few = range(0, len(requests), 4)  # of every kind of answer
     backwards = in_order(engine.score([requests[index] for index in reversed(few)]))[::-1]
-    differences = np.abs(losses(backwards) - losses([scores[index] for index in few]))
-    print(f"largest difference {differences.max():.2g}")
-    assert differences.max() < 0.01
+    assert_agree(backwards, [scores[index] for index in few])
 
 
 @pytest.mark.parametrize(
